@@ -1,0 +1,304 @@
+"""Configuration: `zq.toml`, overridden by `ZQ_SECTION_KEY`, checked as a whole before anything starts.
+
+A key that does not exist is an error that names the nearest key that does; a value of the wrong type or out of
+range is an error that names the key, what is wrong and where the value came from. Relative paths in a file are
+relative to that file, so that every process sees the same folder wherever it was started.
+
+This module imports nothing of zq's, so every layer may read it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+EXIT_CONFIG = 78
+"""Exit code for a configuration that a restart cannot mend (EX_CONFIG in sysexits(3)); supervisord does not retry it."""
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=64)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Slots = Annotated[int, Meta(ge=1, le=1024)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The text says which key, what is wrong with it, and what would be right."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every table in `zq.toml`."""
+
+
+class BrokerSection(Section):
+    bind: str = "tcp://127.0.0.1:5570"
+    curve: bool = False
+    """Encrypt and authenticate with CURVE, with the keys of `zq keys`. Anything but loopback requires it."""
+    heartbeat_s: Seconds = 2.0
+    session_timeout_s: Seconds = 15.0
+    """A worker that is not heard for this long has lost its leases."""
+    resume_grace_s: Seconds = 60.0
+    """After a broker start, running jobs wait this long for their worker to claim them again."""
+    retention_s: Seconds = 604_800.0
+    """How long ended jobs are kept; within this window a repeated job id is recognised."""
+    result_ttl_s: Seconds = 3_600.0
+    map_size_gib: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Address space for the journal, not disk space."""
+    disk_reserve_mib: Annotated[int, Meta(ge=1)] = 256
+    """Submits are refused below this much free disk; acknowledgements go on."""
+
+
+class ClientSection(Section):
+    broker: str = "tcp://127.0.0.1:5570"
+    key: str = ""
+    """Path of this machine's key file (from `zq keys new`); empty means no CURVE, unless broker.curve is set."""
+    timeout_s: Seconds = 10.0
+
+
+class QueueSection(Section):
+    slots: Slots = 1
+    """Slots that `zq up` gives its worker for this queue."""
+    tasks: tuple[str, ...] = ()
+    """Modules that hold the queue's tasks, imported by its worker."""
+
+
+class WorkerSection(Section):
+    tasks: tuple[str, ...] = ()
+    soft_time_limit_s: Seconds = 1500.0
+    time_limit_s: Seconds = 1800.0
+    kill_grace_s: Seconds = 2.0
+    """Between TERM and KILL when a tree is ended."""
+    drain_s: Seconds = 30.0
+    """After SIGTERM, how long running jobs may finish before they are handed back without costing an attempt."""
+    sample_s: Seconds = 1.0
+    memory_limit_mib: Annotated[int, Meta(ge=0)] = 0
+    """A job whose process tree is larger is ended; 0 means no limit."""
+    max_tasks_per_slot: Annotated[int, Meta(ge=0)] = 1000
+    """A slot is replaced by a fresh process after so many jobs; 0 means never."""
+
+
+class ScheduleSection(Section):
+    task: str
+    queue: Name
+    every_s: Seconds
+    expires_s: Seconds | None = None
+    """A tick that has not started by then is dropped; default: the interval, so ticks never pile up."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+
+
+class SchedulerSection(Section):
+    enabled: bool = True
+
+
+class WebSection(Section):
+    host: str = "127.0.0.1"
+    port: Port = 5555
+    max_body_mib: Annotated[int, Meta(ge=1, le=4096)] = 1
+    max_segment_mib: Annotated[int, Meta(ge=1, le=65536)] = 200
+    body_timeout_s: Seconds = 120.0
+    """A request body must have arrived within this time."""
+    header_timeout_s: Seconds = 10.0
+    max_connections: Annotated[int, Meta(ge=1, le=65536)] = 1000
+
+
+class ExamsSection(Section):
+    database: str = ""
+    """SQLAlchemy URL; empty means SQLite in `data_dir`/exams.db."""
+    storage: str = ""
+    """Folder of the recordings; empty means `data_dir`/exams."""
+    time_zone: str = "Asia/Shanghai"
+    """Zone in which naive times are read and in which times are shown."""
+    offline_after_s: Seconds = 60.0
+    status_every_s: Seconds = 30.0
+    merge_quiet_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Wait this long after finish before the merge, for segments still on their way."""
+
+
+class MergeSection(Section):
+    ffmpeg: str = ""
+    """Path of ffmpeg; empty means ZQ_FFMPEG, then PATH, then the imageio-ffmpeg wheel."""
+    soft_time_limit_s: Seconds = 1500.0
+    time_limit_s: Seconds = 1800.0
+    memory_limit_mib: Annotated[int, Meta(ge=0)] = 2048
+    """Address space of one ffmpeg; 0 means no limit."""
+    full_decode: bool = False
+    """Decode every frame when verifying, not just the key frames."""
+
+
+class LogSection(Section):
+    level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    json: bool = False
+
+
+def _default_queues() -> dict[str, QueueSection]:
+    return {
+        "status_check": QueueSection(slots=1, tasks=("zq.workers.status",)),
+        "video_merge": QueueSection(slots=2, tasks=("zq.workers.merge",)),
+    }
+
+
+class Config(Section):
+    """The whole configuration, immutable. `data_dir` is absolute."""
+
+    data_dir: str = "./var"
+    broker: BrokerSection = BrokerSection()
+    client: ClientSection = ClientSection()
+    worker: WorkerSection = WorkerSection()
+    queues: dict[Name, QueueSection] = msgspec.field(default_factory=_default_queues)
+    scheduler: SchedulerSection = SchedulerSection()
+    schedules: dict[Name, ScheduleSection] = {}
+    web: WebSection = WebSection()
+    exams: ExamsSection = ExamsSection()
+    merge: MergeSection = MergeSection()
+    log: LogSection = LogSection()
+    source: str = ""
+    """The file this was read from; empty for defaults. Not a key of the file."""
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def database_url(self) -> str:
+        return self.exams.database or f"sqlite:///{self.data_path / 'exams.db'}"
+
+    @property
+    def storage_path(self) -> Path:
+        return Path(self.exams.storage) if self.exams.storage else self.data_path / "exams"
+
+
+_INTERNAL = {"source"}
+
+
+def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """Read the configuration from `path`, else `ZQ_CONFIG`, else `./zq.toml` if it exists, else defaults.
+
+    Raises ConfigError for a missing file that was named, TOML errors, unknown keys and wrong values.
+    """
+    env = os.environ if environ is None else environ
+    named = os.fspath(path) if path else env.get("ZQ_CONFIG", "")
+    file = Path(named or "zq.toml")
+    table: dict[str, Any] = {}
+    base = Path.cwd()
+    source = ""
+    if named or file.exists():
+        table = _read(file)
+        base = file.resolve().parent
+        source = str(file.resolve())
+    _refuse_unknown(table, Config, where=source or "configuration", prefix="")
+    from_env = dict(_environment(env))
+    for (section, key), (variable, text) in from_env.items():
+        target = table.setdefault(section, {}) if section else table
+        target[key] = _parse(text, variable, _field_type(section, key))
+    try:
+        config = msgspec.convert(table, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error, source, from_env)) from None
+    data_dir = (base / Path(config.data_dir).expanduser()).resolve()
+    return msgspec.structs.replace(config, data_dir=str(data_dir), source=source)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; give --config a path that exists, or leave it out") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(sorted(known))}"
+
+
+def _keys(struct: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name not in _INTERNAL}
+
+
+def _struct_of(hint: Any) -> type | None:
+    return hint if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else None
+
+
+def _refuse_unknown(table: Mapping[str, Any], struct: type, *, where: str, prefix: str) -> None:
+    known = _keys(struct)
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{prefix}{key}'{_nearest(key, list(known))}")
+        inner = _struct_of(known[key])
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(value, inner, where=where, prefix=f"{prefix}{key}.")
+        elif typing.get_origin(known[key]) is dict and isinstance(value, dict):
+            entry = _struct_of(typing.get_args(known[key])[1])
+            if entry is None:
+                continue
+            for name, item in value.items():
+                if isinstance(item, dict):
+                    _refuse_unknown(item, entry, where=where, prefix=f"{prefix}{key}.{name}.")
+
+
+_NOT_SETTINGS = {"ZQ_CONFIG", "ZQ_FFMPEG"}
+
+
+def _environment(env: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """The settings among the variables: ((section, key), (variable, text)).
+
+    A variable ZQ_<known section>_… with an unknown key is an error; other ZQ_ names are left alone
+    (zq marks its own processes with some).
+    """
+    top = _keys(Config)
+    sections = {name: _keys(s) for name, hint in top.items() if (s := _struct_of(hint)) is not None}
+    for variable, text in sorted(env.items()):
+        if not variable.startswith("ZQ_") or variable in _NOT_SETTINGS:
+            continue
+        name = variable[3:].lower()
+        if name in top and name not in sections and typing.get_origin(top[name]) is not dict:
+            yield ("", name), (variable, text)
+            continue
+        section, _, key = name.partition("_")
+        if section in sections:
+            if key not in sections[section]:
+                raise ConfigError(f"environment: unknown setting {variable}{_nearest(key, list(sections[section]))}")
+            yield (section, key), (variable, text)
+
+
+def _field_type(section: str, key: str) -> Any:
+    struct = _struct_of(_keys(Config)[section]) if section else Config
+    assert struct is not None
+    return typing.get_type_hints(struct)[key]
+
+
+def _parse(text: str, variable: str, hint: Any) -> Any:
+    if hint is str:
+        return text
+    if typing.get_origin(hint) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.convert(text, hint, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(f"environment: {variable}={text!r} is not a {getattr(hint, '__name__', hint)}") from None
+
+
+def _explain(error: msgspec.ValidationError, source: str, from_env: Mapping[tuple[str, str], tuple[str, str]]) -> str:
+    text = str(error)
+    what, _, place = text.partition(" - at `$")
+    key = place.rstrip("`").lstrip(".")
+    section, _, name = key.partition(".")
+    where = source or "configuration"
+    for (s, k), (variable, _text) in from_env.items():
+        if (s, k) == (section, name) or (not s and k == section):
+            where = f"environment: {variable}"
+    return f"{where}: {key or 'file'}: {what[:1].lower()}{what[1:]}"
