@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 EXIT_CONFIG = 78
-"""Exit code for a configuration that a restart cannot mend (EX_CONFIG in sysexits(3)); supervisord does not retry it."""
+"""Exit code for a configuration that a restart cannot mend (EX_CONFIG, sysexits(3)); supervisord does not retry it."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=64)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -37,7 +37,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every table in `zq.toml`."""
 
 
-class BrokerSection(Section):
+class BrokerSection(Section, frozen=True):
     bind: str = "tcp://127.0.0.1:5570"
     curve: bool = False
     """Encrypt and authenticate with CURVE, with the keys of `zq keys`. Anything but loopback requires it."""
@@ -55,21 +55,21 @@ class BrokerSection(Section):
     """Submits are refused below this much free disk; acknowledgements go on."""
 
 
-class ClientSection(Section):
+class ClientSection(Section, frozen=True):
     broker: str = "tcp://127.0.0.1:5570"
     key: str = ""
     """Path of this machine's key file (from `zq keys new`); empty means no CURVE, unless broker.curve is set."""
     timeout_s: Seconds = 10.0
 
 
-class QueueSection(Section):
+class QueueSection(Section, frozen=True):
     slots: Slots = 1
     """Slots that `zq up` gives its worker for this queue."""
     tasks: tuple[str, ...] = ()
     """Modules that hold the queue's tasks, imported by its worker."""
 
 
-class WorkerSection(Section):
+class WorkerSection(Section, frozen=True):
     tasks: tuple[str, ...] = ()
     soft_time_limit_s: Seconds = 1500.0
     time_limit_s: Seconds = 1800.0
@@ -84,7 +84,7 @@ class WorkerSection(Section):
     """A slot is replaced by a fresh process after so many jobs; 0 means never."""
 
 
-class ScheduleSection(Section):
+class ScheduleSection(Section, frozen=True):
     task: str
     queue: Name
     every_s: Seconds
@@ -94,11 +94,11 @@ class ScheduleSection(Section):
     kwargs: dict[str, Any] = {}
 
 
-class SchedulerSection(Section):
+class SchedulerSection(Section, frozen=True):
     enabled: bool = True
 
 
-class WebSection(Section):
+class WebSection(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 5555
     max_body_mib: Annotated[int, Meta(ge=1, le=4096)] = 1
@@ -109,7 +109,7 @@ class WebSection(Section):
     max_connections: Annotated[int, Meta(ge=1, le=65536)] = 1000
 
 
-class ExamsSection(Section):
+class ExamsSection(Section, frozen=True):
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in `data_dir`/exams.db."""
     storage: str = ""
@@ -122,7 +122,7 @@ class ExamsSection(Section):
     """Wait this long after finish before the merge, for segments still on their way."""
 
 
-class MergeSection(Section):
+class MergeSection(Section, frozen=True):
     ffmpeg: str = ""
     """Path of ffmpeg; empty means ZQ_FFMPEG, then PATH, then the imageio-ffmpeg wheel."""
     soft_time_limit_s: Seconds = 1500.0
@@ -133,7 +133,7 @@ class MergeSection(Section):
     """Decode every frame when verifying, not just the key frames."""
 
 
-class LogSection(Section):
+class LogSection(Section, frozen=True):
     level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     json: bool = False
 
@@ -145,7 +145,7 @@ def _default_queues() -> dict[str, QueueSection]:
     }
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole configuration, immutable. `data_dir` is absolute."""
 
     data_dir: str = "./var"

@@ -1,7 +1,7 @@
 """What zq raises, and what a task may raise: one small tree.
 
     ZqError
-    ├── Unavailable            the broker did not answer in time: the outcome is unknown, a retry with the same id is safe
+    ├── Unavailable            no answer in time: the outcome is unknown, a retry with the same id is safe
     ├── Refused                the broker answered no; `code` says why, the text what to do
     │   └── Conflict           the same job id was used for another job
     ├── JobFailed              raised by result(): the job ended dead, cancelled or expired
