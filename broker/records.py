@@ -1,0 +1,171 @@
+"""What the journal keeps of a job, and under which keys it is found again.
+
+Rows are frozen: a step of a job makes a new row, and the pair (before, after) is all a journal needs to know. Every
+index is computed from a row by one function here, so an index can never say something that the row does not.
+
+Format: msgpack arrays (msgspec). Changing it: add a field at the end with a default, or raise FORMAT and write the
+upgrade in lmdb_journal.py; the numbers of State, Cause and Outcome are part of the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from enum import StrEnum
+
+import msgspec
+
+from zq.protocol.job import LIVE, JobSpec, Outcome, State
+from zq.protocol.messages import Usage
+
+FORMAT = 1
+
+
+class JobRow(msgspec.Struct, frozen=True, array_like=True):
+    """What changes of a job, with the few fixed facts that dispatch needs. Times are broker time in milliseconds."""
+
+    id: bytes
+    state: State
+    queue: str
+    task: str
+    seq: int
+    """Order of acceptance, over all queues."""
+    priority: int
+    digest: bytes
+    accepted_ms: int
+    max_retries: int
+    backoff_ms: int
+    size_bytes: int
+    key: str = ""
+    expires_at_ms: int = 0
+    due_ms: int = 0
+    """SCHEDULED: when it becomes READY."""
+    attempt: int = 0
+    """Number of the newest attempt; counted at dispatch, so that no crash can hide one."""
+    uncounted: int = 0
+    """Attempts that were handed back and do not count towards the limit."""
+    token: int = 0
+    """RUNNING: the fencing token of the lease. Grows with every dispatch, over all jobs and restarts."""
+    worker: str = ""
+    started_ms: int = 0
+    ended_ms: int = 0
+    cancel_asked: bool = False
+    error: str = ""
+
+    @property
+    def attempts_max(self) -> int:
+        return 1 + self.max_retries + self.uncounted
+
+    @property
+    def exhausted(self) -> bool:
+        """No further dispatch is allowed."""
+        return self.attempt >= self.attempts_max
+
+
+class AttemptRow(msgspec.Struct, frozen=True, array_like=True):
+    """One dispatch of a job and what came of it; written when it ends. While it runs, the JobRow has all there is."""
+
+    number: int
+    token: int
+    worker: str
+    started_ms: int
+    ended_ms: int
+    outcome: Outcome
+    error: str = ""
+    usage: Usage = Usage()
+
+
+class KeptResult(msgspec.Struct, frozen=True, array_like=True):
+    data: bytes
+    expires_ms: int
+
+
+def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms: int) -> JobRow:
+    """The row of a job that is accepted now: SCHEDULED if its time is yet to come, else READY."""
+    due_ms = now_ms + spec.delay_ms if spec.delay_ms else 0
+    due_ms = max(due_ms, spec.run_at_ms)
+    waits = due_ms > now_ms
+    return JobRow(
+        id=spec.id,
+        state=State.SCHEDULED if waits else State.READY,
+        queue=spec.queue,
+        task=spec.task,
+        seq=seq,
+        priority=spec.priority,
+        digest=spec_digest,
+        accepted_ms=now_ms,
+        max_retries=spec.max_retries,
+        backoff_ms=spec.backoff_ms,
+        size_bytes=spec_size,
+        key=spec.key,
+        expires_at_ms=now_ms + spec.expires_ms if spec.expires_ms else 0,
+        due_ms=due_ms if waits else 0,
+    )
+
+
+class Index(StrEnum):
+    """Ordered sets of job ids. The value is the table's name on disk."""
+
+    READY = "ready"
+    """queue, then higher priority, then acceptance: the order of dispatch."""
+    DUE = "due"
+    """SCHEDULED jobs by the time at which they become READY."""
+    EXPIRY = "expiry"
+    """Jobs that have not started, by the time at which they expire."""
+    STATE = "state"
+    """All but READY: state, queue, then the time of the state (due, started or ended)."""
+
+
+def _u64(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def queue_prefix(queue: str) -> bytes:
+    """Eight bytes for a queue's name; two queues that collide (2^-64 a pair) would share an index and be refused."""
+    return hashlib.blake2b(queue.encode(), digest_size=8).digest()
+
+
+_prefixes: dict[str, bytes] = {}
+
+
+def _prefix(queue: str) -> bytes:
+    known = _prefixes.get(queue)
+    if known is None:
+        if len(_prefixes) > 4096:
+            _prefixes.clear()
+        known = _prefixes[queue] = queue_prefix(queue)
+    return known
+
+
+def ready_key(row: JobRow) -> bytes:
+    return _prefix(row.queue) + bytes((9 - row.priority,)) + _u64(row.seq)
+
+
+def key_digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def state_prefix(state: State, queue: str) -> bytes:
+    return bytes((state,)) + _prefix(queue)
+
+
+def index_keys(row: JobRow) -> Iterator[tuple[Index, bytes]]:
+    """Where the row stands. Each key ends in something unique to the job, and the value under it is the job's id."""
+    state = row.state
+    if state is State.READY:
+        yield Index.READY, ready_key(row)
+    else:
+        when_ms = row.ended_ms
+        if state is State.SCHEDULED:
+            when_ms = row.due_ms
+            yield Index.DUE, _u64(when_ms) + row.id
+        elif state is State.RUNNING:
+            when_ms = row.started_ms
+        yield Index.STATE, state_prefix(state, row.queue) + _u64(when_ms) + row.id
+    if row.expires_at_ms and (state is State.READY or state is State.SCHEDULED):
+        yield Index.EXPIRY, _u64(row.expires_at_ms) + row.id
+
+
+def holds_key(row: JobRow) -> bool:
+    return bool(row.key) and row.state in LIVE
+
