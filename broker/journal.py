@@ -34,8 +34,8 @@ class Step:
     after: JobRow | None
     spec: bytes | None = None
     """With acceptance: the encoded JobSpec."""
-    attempt: AttemptRow | None = None
-    """The attempt that this step ends."""
+    attempts: tuple[AttemptRow, ...] = ()
+    """Attempts that ended on the way."""
     result: KeptResult | None = None
 
 
@@ -198,8 +198,8 @@ class MemoryJournal:
             self._seq = max(self._seq, after.seq)
         if step.spec is not None:
             self._specs[job_id] = step.spec
-        if step.attempt is not None:
-            self._attempts.setdefault(job_id, {})[step.attempt.number] = step.attempt
+        for attempt in step.attempts:
+            self._attempts.setdefault(job_id, {})[attempt.number] = attempt
         if step.result is not None:
             self._results[job_id] = step.result
         apply_counts(self._counts, step)

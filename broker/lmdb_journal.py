@@ -145,8 +145,8 @@ class LmdbJournal:
                 if step.spec is not None:
                     put(job_id, step.spec, db=specs)
                     seq = max(seq, after.seq)
-                if step.attempt is not None:
-                    put(job_id + step.attempt.number.to_bytes(4, "big"), _encode(step.attempt), db=tables["attempt"])
+                for attempt in step.attempts:
+                    put(job_id + attempt.number.to_bytes(4, "big"), _encode(attempt), db=tables["attempt"])
                 if step.result is not None:
                     put(job_id, _encode(step.result), db=tables["result"])
                 queue = apply_counts(counts, step)

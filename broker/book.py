@@ -1,0 +1,113 @@
+"""The jobs as they stand now: what the journal has committed, and the steps taken since.
+
+Every change of a job in the whole broker goes through `accept`, `move` or `forget` here, so the transition table is
+applied in one place, and what is to be committed is exactly what has happened. Steps of one job are joined: a job
+that is accepted and dispatched in one batch costs the journal one step.
+"""
+
+from __future__ import annotations
+
+from zq.broker.journal import Counts, Step, View, apply_counts
+from zq.broker.records import AttemptRow, JobRow, KeptResult, holds_key, new_row
+from zq.protocol.job import Cause, JobSpec, State, check_transition
+
+
+class Book:
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.seq = view.seq
+        self.counts: dict[str, Counts] = view.counts()
+        self._steps: dict[bytes, Step] = {}
+        self._keys: dict[str, bytes | None] = {}
+
+    # ------------------------------------------------------------------------------------------ looking up
+
+    def row(self, job_id: bytes) -> JobRow | None:
+        step = self._steps.get(job_id)
+        return step.after if step is not None else self.view.row(job_id)
+
+    def spec(self, job_id: bytes) -> bytes | None:
+        step = self._steps.get(job_id)
+        if step is not None and step.spec is not None:
+            return step.spec
+        return self.view.spec(job_id)
+
+    def attempts(self, job_id: bytes) -> list[AttemptRow]:
+        step = self._steps.get(job_id)
+        return self.view.attempts(job_id) + (list(step.attempts) if step is not None else [])
+
+    def result(self, job_id: bytes) -> KeptResult | None:
+        step = self._steps.get(job_id)
+        if step is not None and step.result is not None:
+            return step.result
+        return self.view.result(job_id)
+
+    def key_holder(self, key: str) -> bytes | None:
+        """The live job that has this key."""
+        return self._keys[key] if key in self._keys else self.view.key_holder(key)
+
+    # ------------------------------------------------------------------------------------------ changing
+
+    def accept(self, spec: JobSpec, spec_bytes: bytes, digest: bytes, now_ms: int) -> JobRow:
+        """Take a job in. The caller has checked that its id is new and its key is free."""
+        self.seq += 1
+        row = new_row(spec, len(spec_bytes), digest, self.seq, now_ms)
+        check_transition(None, Cause.ACCEPT, row.state)
+        self._record(Step(None, row, spec=spec_bytes))
+        return row
+
+    def move(
+        self,
+        before: JobRow,
+        after: JobRow,
+        cause: Cause,
+        *,
+        attempt: AttemptRow | None = None,
+        result: KeptResult | None = None,
+    ) -> JobRow:
+        """One legal step of a job. Raises IllegalTransition for any other, and changes nothing then."""
+        check_transition(before.state, cause, after.state)
+        self._record(Step(before, after, attempts=(attempt,) if attempt is not None else (), result=result))
+        return after
+
+    def note(self, before: JobRow, after: JobRow) -> JobRow:
+        """Change a fact of a job that keeps its state (such as: cancelling it was asked)."""
+        assert before.state is after.state
+        self._record(Step(before, after))
+        return after
+
+    def forget(self, row: JobRow) -> None:
+        """Drop a job whose retention is over."""
+        assert row.state not in (State.SCHEDULED, State.READY, State.RUNNING)
+        self._record(Step(row, None))
+
+    def _record(self, step: Step) -> None:
+        row = step.after or step.before
+        assert row is not None
+        apply_counts(self.counts, step)
+        if row.key:
+            held = step.after is not None and holds_key(step.after)
+            if held or (step.before is not None and holds_key(step.before)):
+                self._keys[row.key] = row.id if held else None
+        earlier = self._steps.get(row.id)
+        if earlier is not None:
+            step = Step(
+                earlier.before,
+                step.after,
+                spec=earlier.spec,
+                attempts=earlier.attempts + step.attempts,
+                result=step.result or earlier.result,
+            )
+        self._steps[row.id] = step
+
+    # ------------------------------------------------------------------------------------------ committing
+
+    @property
+    def steps(self) -> list[Step]:
+        """What is to be committed."""
+        return list(self._steps.values())
+
+    def committed(self) -> None:
+        """The journal has it all: its view is current again."""
+        self._steps.clear()
+        self._keys.clear()

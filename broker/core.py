@@ -1,0 +1,483 @@
+"""The broker's decisions. No socket, no clock, no disk, no random number: it is given messages and the time, and says
+which steps the journal must make durable and what to send once they are.
+
+The server's duty, which the simulator does too, is one round after the other:
+
+    core.receive(...)  for every message that is waiting, then core.advance(now)
+    batch = core.batch()
+    journal.commit(batch.steps, now)       durable, or the process ends
+    core.committed()
+    send batch.sends                       only now: replies and dispatches alike
+
+Time is the broker's own, in milliseconds: it never goes backwards, and stands near Unix time (see server.Clock).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from zq.broker.book import Book
+from zq.broker.journal import Step, View
+from zq.broker.leases import Lease, Leases
+from zq.broker.queries import Facts, Queries
+from zq.broker.queues import Queues
+from zq.broker.records import Index, JobRow, state_prefix
+from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState
+from zq.broker.submits import Submits
+from zq.broker.waiters import Waiter, Waiters
+from zq.broker.window import Window
+from zq.protocol import codec, limits
+from zq.protocol import messages as m
+from zq.protocol.errors import Code
+from zq.protocol.job import ENDED, Cause, State, valid_name
+from zq.protocol.messages import BrokerMessage, PeerMessage, Role
+
+FREEZE_MS = 5000
+"""A longer gap between two calls of advance() means that the broker itself stood still; silence then proves nothing."""
+CHECK_EVERY_MS = 200
+"""How often silence is looked for."""
+PURGE_EVERY_MS = 1000
+PURGE_JOBS = 200
+CLIENT_IDLE_MS = 600_000
+"""A client's session is forgotten after this silence; its next message is answered by unknown_session."""
+_RUNNING_SCAN = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    heartbeat_ms: int = 2000
+    session_timeout_ms: int = 15_000
+    resume_grace_ms: int = 60_000
+    retention_ms: int = 604_800_000
+    result_ttl_ms: int = 3_600_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    steps: list[Step]
+    sends: list[tuple[bytes, BrokerMessage]]
+    """(peer, message), in order."""
+
+
+class Core:
+    def __init__(self, view: View, epoch: int, now_ms: int, settings: Settings, facts: Facts | None = None) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self.book = Book(view)
+        self.queues = Queues(view)
+        self.sessions = Sessions(epoch)
+        self.leases = Leases(self.book, epoch, settings.result_ttl_ms)
+        self.submits = Submits(self.book, self.queues)
+        self.facts = facts if facts is not None else Facts(epoch=epoch, started_ms=now_ms)
+        self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.facts)
+        self._waiters = Waiters()
+        self._due = Window(lambda after, limit: view.scan(Index.DUE, b"", after, limit))
+        self._expiry = Window(lambda after, limit: view.scan(Index.EXPIRY, b"", after, limit))
+        self._sends: list[tuple[bytes, BrokerMessage]] = []
+        self._last_ms = now_ms
+        self._next_purge_ms = now_ms + PURGE_EVERY_MS
+        self._next_check_ms = now_ms
+        self._refilled = False
+        self._handlers: dict[type, Callable[[Session, Any, int], None]] = {
+            m.Bye: self._bye, m.Beat: self._beat, m.Submit: self._submit, m.Credit: self._credit, m.Ack: self._ack,
+            m.Resume: self._resume, m.Progress: self._progress, m.Hold: self._hold, m.Cancel: self._cancel,
+            m.RetryEnded: self._retry, m.Wait: self._wait, m.AskQueues: self._ask_queues, m.AskJobs: self._ask_jobs,
+            m.AskJob: self._ask_job, m.AskWorkers: self._ask_workers, m.AskBroker: self._ask_broker,
+        }  # fmt: skip
+        self._adopt_running(view, now_ms)
+
+    def _adopt_running(self, view: View, now_ms: int) -> None:
+        """What the journal has as running waits for its worker to claim it again: a restart costs no running job."""
+        claim_by_ms = now_ms + self.settings.resume_grace_ms
+        for name in view.counts():
+            after = b""
+            while page := view.scan(Index.STATE, state_prefix(State.RUNNING, name), after, _RUNNING_SCAN):
+                for _, job_id in page:
+                    row = view.row(job_id)
+                    assert row is not None
+                    self.leases.adopt(row, claim_by_ms)
+                after = page[-1][0]
+
+    # ------------------------------------------------------------------------------------------ a round
+
+    def receive(self, peer: bytes, identity: Identity | None, message: PeerMessage, now_ms: int) -> None:
+        """Take one message from a connection."""
+        if isinstance(message, m.Hello):
+            self._hello(peer, identity, message, now_ms)
+            return
+        request: int = getattr(message, "request", 0)
+        session = self.sessions.by_id.get(message.session)
+        if session is None or session.peer != peer or session.identity != identity:
+            self._refuse(peer, request, Code.UNKNOWN_SESSION, "say HELLO again")
+            return
+        session.heard_ms = now_ms
+        roles, states = VERBS[type(message)]
+        if session.role not in roles:
+            self._refuse(peer, request, Code.FORBIDDEN, f"a {session.role} may not send {type(message).__name__}")
+        elif session.state not in states:
+            detail = f"{type(message).__name__} in a session that is {session.state.value}"
+            self._refuse(peer, request, Code.UNEXPECTED, detail)
+        else:
+            self._handlers[type(message)](session, message, now_ms)
+
+    def refuse(self, peer: bytes, code: Code, detail: str) -> None:
+        """Answer a frame that could not be read."""
+        self._refuse(peer, 0, code, detail)
+
+    def advance(self, now_ms: int) -> None:
+        """Let time pass: what is due becomes ready, the silent are dropped, and free credit is used."""
+        gap_ms = now_ms - self._last_ms
+        self._last_ms = now_ms
+        if gap_ms > FREEZE_MS:
+            self._forgive(gap_ms, now_ms)
+        if now_ms >= self._next_check_ms:
+            self._next_check_ms = now_ms + CHECK_EVERY_MS
+            self._drop_silent(now_ms)
+            self._waiters.expire(now_ms)
+        if now_ms >= self._next_purge_ms:
+            self._next_purge_ms = now_ms + PURGE_EVERY_MS
+            self._purge(now_ms)
+        self._promote(now_ms)
+        self._expire(now_ms)
+        self._dispatch(now_ms)
+
+    def unreachable(self, peer: bytes) -> None:
+        """Something could not be sent to this peer: its session is over. If it lives it will say HELLO again, and a
+        worker's RESUME will tell which of its leases never reached it."""
+        session = self.sessions.by_peer.get(peer)
+        if session is not None:
+            self.leases.orphan(session, self._last_ms + self.settings.resume_grace_ms)
+            self._close_session(session)
+
+    def batch(self) -> Batch:
+        """What this round has come to. Call committed() when the steps are durable."""
+        sends, self._sends = self._sends, []
+        return Batch(self.book.steps, sends)
+
+    def committed(self) -> None:
+        self.book.committed()
+        windows = [self._due, self._expiry, *(queue.ready for queue in self.queues.by_name.values())]
+        self._refilled = any([window.refill() for window in windows if window.dry])
+
+    def wake_ms(self) -> int:
+        """When advance() has something to do if no message comes: a broker time, at most a second ahead."""
+        if self._refilled:
+            return self._last_ms
+        wake_ms = self._last_ms + 1000
+        for window in (self._due, self._expiry):
+            first = window.first()
+            if first is not None:
+                wake_ms = min(wake_ms, int.from_bytes(first[0][:8], "big"))
+        return wake_ms
+
+    # ------------------------------------------------------------------------------------------ sessions
+
+    def _hello(self, peer: bytes, identity: Identity | None, hello: m.Hello, now_ms: int) -> None:
+        if not hello.version_min <= m.PROTOCOL_VERSION <= hello.version_max:
+            detail = f"this broker speaks version {m.PROTOCOL_VERSION}; update the older of the two"
+            self._refuse(peer, 0, Code.VERSION, detail)
+            return
+        names = [hello.instance, *(q.queue for q in hello.queues), *hello.tasks]
+        if not all(valid_name(name) for name in names):
+            self._refuse(peer, 0, Code.INVALID, "a name has blanks or unprintable characters")
+            return
+        if identity is not None:
+            queues = [q.queue for q in hello.queues if not identity.may_use(q.queue)]
+            if not identity.may_be(hello.role) or queues:
+                what = f"serve {', '.join(queues)}" if queues else f"be a {hello.role}"
+                self._refuse(peer, 0, Code.FORBIDDEN, f"key '{identity.name}' may not {what}")
+                return
+        self.unreachable(peer)  # an earlier session of this very connection
+        if len(self.sessions.by_id) >= limits.SESSIONS_MAX:
+            self._refuse(peer, 0, Code.BUSY, f"{limits.SESSIONS_MAX} sessions are open")
+            return
+        if hello.role is Role.WORKER:
+            name = f"{identity.name}/{hello.instance}" if identity is not None else hello.instance
+            earlier = self.sessions.workers.get(name)
+            if earlier is not None:
+                # The same process after a cut, or a new one in its place: its RESUME says what is left of it.
+                self.leases.orphan(earlier, now_ms + self.settings.resume_grace_ms)
+                self._close_session(earlier)
+        session = self.sessions.open(peer, identity, hello, now_ms)
+        welcome = m.Welcome(
+            session.id, m.PROTOCOL_VERSION, self.epoch, self.settings.heartbeat_ms, self.settings.session_timeout_ms
+        )
+        self._send(session, welcome)
+
+    def _resume(self, session: Session, message: m.Resume, now_ms: int) -> None:
+        held, lost, missing = self.leases.claim(session, message.leases)
+        session.state = SessionState.ACTIVE
+        for lease in missing:
+            self._lose(lease, "its worker came back without it", now_ms)
+        self._send(session, m.Resumed(session.id, [lease.token for lease in held], lost))
+        asked = [lease.token for lease in held if lease.row.cancel_asked]
+        if asked:
+            self._send(session, m.Revoke(session.id, asked, m.RevokeReason.CANCELLED))
+
+    def _bye(self, session: Session, message: m.Bye, now_ms: int) -> None:
+        self._lose_session(session, "its worker left without a word about it", now_ms)
+
+    def _beat(self, session: Session, message: m.Beat, now_ms: int) -> None:
+        for item in message.usage:
+            lease = session.leases.get(item.token)
+            if lease is not None:
+                lease.usage = item.usage
+        named = set(message.leases)
+        for lease in [x for x in session.leases.values() if x.number <= message.dispatches_seen]:
+            if lease.token not in named:
+                self._lose(lease, "its worker does not have it", now_ms)
+        stale = sorted(named - session.leases.keys())
+        if stale:
+            self._send(session, m.Revoke(session.id, stale, m.RevokeReason.STALE))
+        self._send(session, m.BeatOk(session.id))
+
+    def _credit(self, session: Session, message: m.Credit, now_ms: int) -> None:
+        named = {q.queue: q.slots for q in message.limits if q.queue in session.queues}
+        self.queues.set_credit(session, {**session.limits, **named})
+
+    def _patience_ms(self, session: Session) -> int:
+        return self.settings.session_timeout_ms if session.role is Role.WORKER else CLIENT_IDLE_MS
+
+    def _drop_silent(self, now_ms: int) -> None:
+        for session in [s for s in self.sessions.by_id.values() if now_ms - s.heard_ms > self._patience_ms(s)]:
+            self._lose_session(session, "its worker fell silent", now_ms)
+        for lease in self.leases.unclaimed(now_ms):
+            self._lose(lease, "its worker did not come back", now_ms)
+
+    def _forgive(self, gap_ms: int, now_ms: int) -> None:
+        for session in self.sessions.by_id.values():
+            session.heard_ms = now_ms
+        self.leases.forgive(gap_ms, now_ms + self.settings.resume_grace_ms)
+
+    def _lose_session(self, session: Session, reason: str, now_ms: int) -> None:
+        for lease in list(session.leases.values()):
+            self._lose(lease, reason, now_ms)
+        self._close_session(session)
+
+    def _close_session(self, session: Session) -> None:
+        self.queues.leave(session)
+        self.sessions.close(session)
+
+    # ------------------------------------------------------------------------------------------ jobs
+
+    def _submit(self, session: Session, message: m.Submit, now_ms: int) -> None:
+        receipts = []
+        for spec_bytes in message.jobs:
+            receipt, row = self.submits.take(session, spec_bytes, now_ms)
+            receipts.append(receipt)
+            if row is not None:
+                self._enter(row)
+        self._send(session, m.Receipts(message.request, receipts))
+
+    def _enter(self, row: JobRow) -> None:
+        """A job has come to wait: put it where its time or its turn will find it."""
+        if row.state is State.READY:
+            self.queues.get(row.queue).add(row)
+        else:
+            self._due.add(row.due_ms.to_bytes(8, "big") + row.id, row.id)
+        if row.expires_at_ms:
+            self._expiry.add(row.expires_at_ms.to_bytes(8, "big") + row.id, row.id)
+
+    def _leave(self, row: JobRow) -> None:
+        """The job no longer waits under this row."""
+        if row.state is State.READY:
+            self.queues.get(row.queue).discard(row)
+        else:
+            self._due.discard(row.due_ms.to_bytes(8, "big") + row.id)
+        if row.expires_at_ms:
+            self._expiry.discard(row.expires_at_ms.to_bytes(8, "big") + row.id)
+
+    def _promote(self, now_ms: int) -> None:
+        while (first := self._due.first()) is not None:
+            if int.from_bytes(first[0][:8], "big") > now_ms:
+                return
+            row = self.book.row(first[1])
+            assert row is not None
+            self._leave(row)
+            self._enter(self.book.move(row, replace(row, state=State.READY, due_ms=0), Cause.DUE))
+
+    def _expire(self, now_ms: int) -> None:
+        while (first := self._expiry.first()) is not None:
+            if int.from_bytes(first[0][:8], "big") > now_ms:
+                return
+            row = self.book.row(first[1])
+            assert row is not None
+            self._end_waiting(row, State.EXPIRED, Cause.EXPIRE, "not started in time", now_ms)
+
+    def _end_waiting(self, row: JobRow, state: State, cause: Cause, error: str, now_ms: int) -> None:
+        self._leave(row)
+        self._notify(self.book.move(row, replace(row, state=state, ended_ms=now_ms, error=error, due_ms=0), cause))
+
+    def _dispatch(self, now_ms: int) -> None:
+        given: dict[int, tuple[Session, list[Lease]]] = {}
+        for queue in self.queues.by_name.values():
+            while (first := queue.ready.first()) is not None and (session := queue.next_consumer()) is not None:
+                row = self.book.row(first[1])
+                assert row is not None
+                self._leave(row)
+                lease = self.leases.grant(row, session, now_ms)
+                queue.served()
+                given.setdefault(session.id, (session, []))[1].append(lease)
+        for session, leases in given.values():
+            self._send_leases(session, leases)
+
+    def _send_leases(self, session: Session, leases: list[Lease]) -> None:
+        wire = []
+        for lease in leases:
+            spec = self.book.spec(lease.row.id)
+            assert spec is not None
+            wire.append(m.Lease(lease.row.id, lease.row.attempt, lease.token, spec))
+        for part in codec.split(wire, [len(lease.spec) + 64 for lease in wire]):
+            session.dispatches += 1
+            for item in part:
+                self.leases.by_token[item.token].number = session.dispatches
+            self._send(session, m.Dispatch(session.id, session.dispatches, list(part)))
+
+    def _ack(self, session: Session, message: m.Ack, now_ms: int) -> None:
+        accepted, stale = [], []
+        for word in message.results:
+            lease = self.leases.current(session, word.job_id, word.token)
+            if lease is None or lease.row.attempt != word.attempt:
+                stale.append(word.token)
+                continue
+            accepted.append(word.token)
+            self._after(self.leases.end(lease, word, now_ms))
+            self.queues.get(lease.row.queue).offer(session)
+        self._send(session, m.Acked(session.id, accepted, stale))
+
+    def _lose(self, lease: Lease, reason: str, now_ms: int) -> None:
+        session = lease.session
+        self._after(self.leases.lose(lease, reason, now_ms))
+        if session is not None:
+            self.queues.get(lease.row.queue).offer(session)
+
+    def _after(self, row: JobRow) -> None:
+        """An attempt has ended: the job waits again, or somebody waits for it."""
+        if row.state in ENDED:
+            self._notify(row)
+        else:
+            self._enter(row)
+
+    def _progress(self, session: Session, message: m.Progress, now_ms: int) -> None:
+        for item in message.items:
+            lease = self.leases.current(session, item.job_id, item.token)
+            if lease is not None:
+                lease.progress = item
+
+    def _hold(self, session: Session, message: m.Hold, now_ms: int) -> None:
+        lease = self.leases.current(session, message.job_id, message.token)
+        self._send(session, m.Held(message.request, lease is not None and not lease.row.cancel_asked))
+
+    def _cancel(self, session: Session, message: m.Cancel, now_ms: int) -> None:
+        changes = []
+        for job_id in message.ids:
+            row = self.book.row(job_id)
+            if row is None or not self._may_touch(session, row):
+                changes.append(m.Change(job_id, Code.NOT_FOUND, None))
+            elif row.state in ENDED:
+                changes.append(m.Change(job_id, None if row.state is State.CANCELLED else Code.NOT_ALLOWED, row.state))
+            elif row.state is State.RUNNING:
+                self._cancel_running(self.leases.by_token[row.token])
+                changes.append(m.Change(job_id, None, State.RUNNING))
+            else:
+                self._end_waiting(row, State.CANCELLED, Cause.CANCEL, "cancelled before it started", now_ms)
+                changes.append(m.Change(job_id, None, State.CANCELLED))
+        self._send(session, m.Changed(message.request, changes))
+
+    def _cancel_running(self, lease: Lease) -> None:
+        """A request: whichever is committed first decides, the worker's word that it has stopped or its result."""
+        self.leases.ask_cancel(lease)
+        if lease.session is not None:
+            self._send(lease.session, m.Revoke(lease.session.id, [lease.token], m.RevokeReason.CANCELLED))
+
+    def _retry(self, session: Session, message: m.RetryEnded, now_ms: int) -> None:
+        changes = []
+        for job_id in message.ids:
+            row = self.book.row(job_id)
+            if row is None or not self._may_touch(session, row):
+                changes.append(m.Change(job_id, Code.NOT_FOUND, None))
+            elif row.state not in ENDED or row.state is State.DONE:
+                changes.append(m.Change(job_id, Code.NOT_ALLOWED, row.state))
+            elif row.key and self.book.key_holder(row.key) is not None:
+                changes.append(m.Change(job_id, Code.CONFLICT, row.state))
+            else:
+                # Its attempts do not count any more; its old expiry is behind it.
+                after = replace(
+                    row, state=State.READY, uncounted=row.attempt, ended_ms=0, error="", expires_at_ms=0,
+                    cancel_asked=False, worker="",
+                )  # fmt: skip
+                self._enter(self.book.move(row, after, Cause.OPERATOR_RETRY))
+                changes.append(m.Change(job_id, None, State.READY))
+        self._send(session, m.Changed(message.request, changes))
+
+    def _may_touch(self, session: Session, row: JobRow) -> bool:
+        return session.identity is None or session.identity.may_use(row.queue)
+
+    def _purge(self, now_ms: int) -> None:
+        """Forget jobs whose retention is over, a few at a time: deletes need free pages too."""
+        left = PURGE_JOBS
+        before = (now_ms - self.settings.retention_ms).to_bytes(8, "big", signed=True)
+        for name in self.book.counts:
+            for state in ENDED:
+                prefix = state_prefix(state, name)
+                for key, job_id in self.book.view.scan(Index.STATE, prefix, b"", left):
+                    row = self.book.row(job_id)
+                    if key[len(prefix) : len(prefix) + 8] > before:
+                        break
+                    if row is not None and row.state is state:
+                        self.book.forget(row)
+                        left -= 1
+                if left <= 0:
+                    return
+
+    # ------------------------------------------------------------------------------------------ answers
+
+    def _wait(self, session: Session, message: m.Wait, now_ms: int) -> None:
+        row = self.book.row(message.job_id)
+        if row is None:
+            self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
+        elif row.state in ENDED:
+            self._send(session, self._ended(row, message.request))
+        elif not self._waiters.add(Waiter(session, message.request, row.id, now_ms + message.timeout_ms)):
+            self._refuse(session.peer, message.request, Code.BUSY, "too many are waiting for jobs")
+
+    def _notify(self, row: JobRow) -> None:
+        for waiter in self._waiters.ended(row.id):
+            self._send(waiter.session, self._ended(row, waiter.request))
+
+    def _ended(self, row: JobRow, request: int) -> m.Ended:
+        result, kept = self.queries.result(row.id, self._last_ms)
+        return m.Ended(request, row.id, row.state, result, kept, row.error)
+
+    def _ask_queues(self, session: Session, message: m.AskQueues, now_ms: int) -> None:
+        self._send(session, self.queries.queues(message.request, now_ms))
+
+    def _ask_jobs(self, session: Session, message: m.AskJobs, now_ms: int) -> None:
+        try:
+            self._send(session, self.queries.jobs(message))
+        except ValueError as error:
+            self._refuse(session.peer, message.request, Code.INVALID, str(error))
+
+    def _ask_job(self, session: Session, message: m.AskJob, now_ms: int) -> None:
+        detail = self.queries.job(message, now_ms)
+        if detail is None:
+            self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
+        else:
+            self._send(session, detail)
+
+    def _ask_workers(self, session: Session, message: m.AskWorkers, now_ms: int) -> None:
+        self._send(session, self.queries.workers(message.request, now_ms))
+
+    def _ask_broker(self, session: Session, message: m.AskBroker, now_ms: int) -> None:
+        self._send(session, self.queries.broker(message.request, now_ms, self.submits.closed is None))
+
+    def _send(self, session: Session, message: BrokerMessage) -> None:
+        self._sends.append((session.peer, message))
+
+    def _refuse(self, peer: bytes, request: int, code: Code, detail: str) -> None:
+        self.facts.refused[code] = self.facts.refused.get(code, 0) + 1
+        self._sends.append((peer, m.Refusal(request, code, detail[: limits.MESSAGE_CHARS_MAX])))

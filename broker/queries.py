@@ -1,0 +1,196 @@
+"""Answers about queues, jobs and workers. Looking never changes anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from zq.broker.book import Book
+from zq.broker.leases import Leases
+from zq.broker.queues import Queues
+from zq.broker.records import Index, JobRow, queue_prefix, state_prefix
+from zq.broker.sessions import Sessions
+from zq.protocol import limits
+from zq.protocol import messages as m
+from zq.protocol.job import ENDED, State
+
+_LISTED_ERROR_CHARS = 300
+_PAGE_BYTES = limits.BATCH_BYTES_MAX // 2
+_ATTEMPTS_SHOWN = 20
+
+
+@dataclass
+class Facts:
+    """What only the server knows, for BrokerInfo; brought up to date by it about once a second."""
+
+    epoch: int = 0
+    started_ms: int = 0
+    journal_bytes: int = 0
+    disk_free_bytes: int = 0
+    commits: int = 0
+    commit_p99_us: int = 0
+    software: str = ""
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+    queue: str
+    key: bytes
+
+
+_decode_cursor = msgspec.msgpack.Decoder(_Cursor).decode
+
+
+class Queries:
+    def __init__(self, book: Book, queues: Queues, sessions: Sessions, leases: Leases, facts: Facts) -> None:
+        self._book = book
+        self._queues = queues
+        self._sessions = sessions
+        self._leases = leases
+        self._facts = facts
+
+    def queues(self, request: int, now_ms: int) -> m.Queues:
+        names = sorted(set(self._book.counts) | set(self._queues.by_name))
+        return m.Queues(request, [self._queue(name, now_ms) for name in names])
+
+    def _queue(self, name: str, now_ms: int) -> m.QueueInfo:
+        counts = self._book.counts.get(name)
+        queue = self._queues.get(name)
+        by_state = counts.by_state if counts is not None else dict.fromkeys(State, 0)
+        first = queue.ready.first()
+        head = self._book.row(first[1]) if first is not None else None
+        return m.QueueInfo(
+            name=name,
+            scheduled=by_state[State.SCHEDULED],
+            ready=by_state[State.READY],
+            running=by_state[State.RUNNING],
+            done=by_state[State.DONE],
+            dead=by_state[State.DEAD],
+            cancelled=by_state[State.CANCELLED],
+            expired=by_state[State.EXPIRED],
+            accepted=counts.accepted if counts is not None else 0,
+            oldest_ready_ms=max(0, now_ms - head.accepted_ms) if head is not None else 0,
+            consumers=len(queue.consumers),
+            slots=queue.slots,
+            free=queue.free,
+        )
+
+    def jobs(self, ask: m.AskJobs) -> m.Jobs:
+        """A page; ended jobs newest first. Raises ValueError for a cursor that is none of ours."""
+        names = [ask.queue] if ask.queue else sorted(self._book.counts)
+        after = b""
+        if ask.after:
+            try:
+                cursor = _decode_cursor(ask.after)
+            except msgspec.MsgspecError:
+                raise ValueError("not a cursor of this broker; begin again without one") from None
+            names = [name for name in names if name >= cursor.queue]
+            after = cursor.key if names and names[0] == cursor.queue else b""
+        found: list[m.JobInfo] = []
+        size_bytes = 0
+        last = b""
+        for name in names:
+            for key, job_id in self._scan(name, ask.state, after, ask.limit + 1 - len(found)):
+                if len(found) == ask.limit or size_bytes > _PAGE_BYTES:
+                    return m.Jobs(request=ask.request, jobs=found, next=last)
+                row = self._book.row(job_id)
+                last = msgspec.msgpack.encode(_Cursor(name, key))
+                if row is not None and row.state is ask.state:  # else: it has moved on in this very batch
+                    info = self.info(row, _LISTED_ERROR_CHARS)
+                    size_bytes += 400 + 4 * (len(info.error) + len(info.key) + len(info.progress_message))
+                    found.append(info)
+            after = b""
+        return m.Jobs(request=ask.request, jobs=found)
+
+    def _scan(self, queue: str, state: State, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        view = self._book.view
+        if state is State.READY:
+            return view.scan(Index.READY, queue_prefix(queue), after, limit)
+        return view.scan(Index.STATE, state_prefix(state, queue), after, limit, backwards=state in ENDED)
+
+    def result(self, job_id: bytes, now_ms: int) -> tuple[bytes, bool]:
+        """(the result's bytes, whether they are still kept). A result of None is no bytes, and kept."""
+        kept = self._book.result(job_id)
+        if kept is None:
+            return b"", True
+        return (kept.data, True) if kept.expires_ms > now_ms else (b"", False)
+
+    def job(self, ask: m.AskJob, now_ms: int) -> m.JobDetail | None:
+        row = self._book.row(ask.job_id)
+        if row is None:
+            return None
+        attempts = [
+            m.AttemptInfo(a.number, a.worker, a.started_ms, a.ended_ms, a.outcome, a.error, a.usage)
+            for a in self._book.attempts(row.id)[-_ATTEMPTS_SHOWN:]
+        ]
+        info = self.info(row)
+        if row.state is State.RUNNING:
+            attempts.append(m.AttemptInfo(row.attempt, row.worker, row.started_ms, 0, None, "", info.usage))
+        result, kept = self.result(row.id, now_ms)
+        return m.JobDetail(
+            request=ask.request,
+            job=info,
+            spec=self._book.spec(row.id) or b"",
+            attempts=attempts,
+            result=result,
+            result_kept=kept,
+        )
+
+    def info(self, row: JobRow, error_chars: int = limits.ERROR_CHARS_MAX) -> m.JobInfo:
+        lease = self._leases.by_token.get(row.token) if row.token else None
+        progress = lease.progress if lease is not None else None
+        return m.JobInfo(
+            id=row.id,
+            task=row.task,
+            queue=row.queue,
+            state=row.state,
+            priority=row.priority,
+            attempt=row.attempt,
+            attempts_max=row.attempts_max,
+            accepted_ms=row.accepted_ms,
+            due_ms=row.due_ms,
+            started_ms=row.started_ms,
+            ended_ms=row.ended_ms,
+            worker=row.worker,
+            key=row.key,
+            error=row.error[:error_chars],
+            size_bytes=row.size_bytes,
+            progress_done=progress.done if progress is not None else 0.0,
+            progress_total=progress.total if progress is not None else 0.0,
+            progress_message=progress.message if progress is not None else "",
+            usage=lease.usage if lease is not None else m.Usage(),
+        )
+
+    def workers(self, request: int, now_ms: int) -> m.Workers:
+        workers = [
+            m.WorkerInfo(
+                instance=s.instance,
+                role=s.role,
+                queues=[m.QueueSlots(name, s.limits.get(name, 0)) for name in s.queues],
+                running=len(s.leases),
+                tasks=s.tasks,
+                silent_ms=max(0, now_ms - s.heard_ms),
+                connected_ms=max(0, now_ms - s.since_ms),
+                software=s.software,
+            )
+            for s in sorted(self._sessions.workers.values(), key=lambda s: s.instance)
+        ]
+        return m.Workers(request, workers)
+
+    def broker(self, request: int, now_ms: int, accepting: bool) -> m.BrokerInfo:
+        facts = self._facts
+        return m.BrokerInfo(
+            request=request,
+            epoch=facts.epoch,
+            uptime_ms=max(0, now_ms - facts.started_ms),
+            now_ms=now_ms,
+            journal_bytes=facts.journal_bytes,
+            disk_free_bytes=facts.disk_free_bytes,
+            commits=facts.commits,
+            commit_p99_us=facts.commit_p99_us,
+            sessions=len(self._sessions.by_id),
+            refused=dict(facts.refused),
+            accepting=accepting,
+            software=facts.software,
+        )
