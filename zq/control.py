@@ -1,0 +1,323 @@
+"""`zq up`, `zq down`, `zq status`, `zq restart`: a whole system on this machine, over supervisord.
+
+`zq up` returns when the system is ready to work, `zq down` when no process of it is left. Both can be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zq.config import EXIT_CONFIG, Config, ConfigError, load
+from zq.supervision import ControlError, Program, Supervisor, check_usable
+from zq.system_processes import SystemProcesses, tree_of, what_is
+from zq.web.auth import ensure_token
+from zq.workers.process import ProcessKey, send_signal
+
+EXIT_NOT_RUNNING = 3
+"""Of `zq status`, as for any service: something that should run does not (LSB)."""
+_STEP_S = 0.1
+_STOP_MARGIN_S = 15.0
+"""What everything but the drain of the workers may take at a stop, before it is ended by force."""
+_KILLED_WITHIN_S = 10.0
+_TAIL_LINES = 15
+_TAIL_BYTES = 16_384
+_NOT_COMING = {"FATAL", "EXITED"}
+"""States that supervisord does not leave by itself."""
+
+
+def bring_up(config: Config, timeout_s: float, say: Any = click.echo) -> None:
+    """Start what does not run and wait until the system is ready. Raises ControlError, with what a log says."""
+    data_dir = config.data_path
+    check_usable(data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    supervisor = Supervisor(data_dir)
+    with _one_at_a_time(data_dir):
+        if supervisor.pid() is not None:
+            say(f"zq is running already in {data_dir}")
+            for program in supervisor.programs():
+                if program.state in (_NOT_COMING | {"STOPPED", "UNKNOWN"}) and not _is_off(config, program):
+                    say(f"  starting {program.name}, which was {program.state.lower()}")
+                    supervisor.start_program(program.name)
+        else:
+            _end_leftovers(config, say)
+            ensure_token(data_dir)
+            say(f"starting zq in {data_dir}")
+            supervisor.start(config, os.environ)
+        _wait_ready(config, supervisor, timeout_s, say)
+
+
+def take_down(config: Config, say: Any = click.echo) -> None:
+    """Stop the system and return when none of its processes is left. Raises ControlError if one cannot be ended."""
+    data_dir = config.data_path
+    if not data_dir.is_dir():
+        say(f"nothing to stop: there is no {data_dir}")
+        return
+    supervisor = Supervisor(data_dir)
+    with _one_at_a_time(data_dir):
+        pid = supervisor.pid()
+        processes = SystemProcesses(data_dir, pid)
+        if not processes.living():
+            say(f"nothing to stop: no process of {data_dir} is running")
+            return
+        if pid is not None:
+            say(f"stopping zq in {data_dir}")
+            supervisor.shut_down()
+        else:
+            say(f"supervisord of {data_dir} is gone: ending what it left")
+            _terminate(processes.tops())
+        _wait_gone(processes, config, say)
+        say("zq is down: no process of it is left")
+
+
+def link(config: Config) -> str:
+    """The address of the page, with the token in the fragment: browsers do not send or log that part."""
+    return f"{_base(config)}/#token={ensure_token(config.data_path)}"
+
+
+def _base(config: Config) -> str:
+    host = config.web.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{config.web.port}"
+
+
+def readiness(config: Config) -> tuple[bool, dict[str, Any]]:
+    """What the web server says of the system: (it is ready, its whole answer)."""
+    host = _base(config).removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=3)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        body = json.loads(answer.read(1 << 20))
+        return answer.status == 200, body if isinstance(body, dict) else {}
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return False, {"detail": f"{host} does not answer: {error}"}
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(data_dir: Path) -> Iterator[None]:
+    """Two people at the controls of one system take turns."""
+    with open(data_dir / "control.lock", "a", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            click.echo("waiting for another zq up, down or restart of this system …", err=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_off(config: Config, program: Program) -> bool:
+    return program.name == "scheduler" and not config.scheduler.enabled
+
+
+def _end_leftovers(config: Config, say: Any) -> None:
+    processes = SystemProcesses(config.data_path, None)
+    tops = processes.tops()
+    if tops:
+        say(f"an earlier supervisord of {config.data_path} is gone; ending what it left")
+        _terminate(tops)
+        _wait_gone(processes, config, say)
+
+
+def _terminate(keys: Sequence[ProcessKey]) -> None:
+    for key in keys:
+        send_signal(key, signal.SIGTERM)
+
+
+def _wait_gone(processes: SystemProcesses, config: Config, say: Any) -> None:
+    worker = config.worker
+    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + _STOP_MARGIN_S
+    said_at_s, said = time.monotonic(), ""
+    while living := processes.living():
+        now_s = time.monotonic()
+        if now_s > kill_from_s + _KILLED_WITHIN_S:
+            raise ControlError(f"cannot be ended, not even by KILL: {', '.join(map(what_is, living))}")
+        if now_s > kill_from_s:
+            for key in living:
+                say(f"  ending by force: {what_is(key)}")
+                send_signal(key, signal.SIGKILL)
+        elif now_s > said_at_s + 1:
+            waits = f"  waiting for {', '.join(map(what_is, living[:6]))}{' and more' if len(living) > 6 else ''}"
+            if waits != said or now_s > said_at_s + 10:
+                say(waits)
+                said = waits
+                said_at_s = now_s
+        time.sleep(_STEP_S)
+
+
+def _wait_ready(config: Config, supervisor: Supervisor, timeout_s: float, say: Any) -> None:
+    until_s = time.monotonic() + timeout_s
+    shown: dict[str, str] = {}
+    while True:
+        programs = supervisor.programs()
+        for program in programs:
+            if program.state != shown.get(program.name):
+                shown[program.name] = program.state
+                trouble = f": {program.trouble}" if program.trouble else ""
+                say(f"  {program.name:<16} {program.state.lower()}{trouble}")
+        for program in programs:
+            if program.state in _NOT_COMING and not _is_off(config, program):
+                raise ControlError(
+                    f"{program.name} does not run (exit code {program.exit_code}). Its log, {program.log}, ends with:\n"
+                    f"{tail(program.log)}"
+                )
+        # supervisord calls a program running after a second; it is ready when it says so itself.
+        ready, answer = readiness(config)
+        if ready and all(p.state == "RUNNING" or _is_off(config, p) for p in programs):
+            return
+        if time.monotonic() > until_s:
+            late = [p for p in programs if p.state != "RUNNING"] or [p for p in programs if p.name in ("broker", "web")]
+            raise ControlError(
+                f"not ready after {timeout_s:g} s: {json.dumps(answer, ensure_ascii=False)}\n"
+                + "\n".join(f"{p.log} ends with:\n{tail(p.log)}" for p in late)
+                + "\nWhat has started goes on running: see `zq status`, and `zq down` to stop it."
+            )
+        time.sleep(_STEP_S)
+
+
+def tail(path: str | Path, lines: int = _TAIL_LINES) -> str:
+    """The last lines of a log, indented; what is wrong with it where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        text = f"(cannot be read: {error.strerror})"
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (it is empty)"
+
+
+def _configuration(path: str | None) -> Config:
+    try:
+        return load(path)
+    except ConfigError as error:
+        click.echo(f"zq: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        click.echo(f"zq: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except ControlError as error:
+        click.echo(f"zq: {error}", err=True)
+        sys.exit(1)
+
+
+_config_option = click.option("--config", "config_path", metavar="FILE", help="Else ZQ_CONFIG, else ./zq.toml.")
+
+
+@click.command()
+@_config_option
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until it is ready.")
+def up(config_path: str | None, timeout_s: float) -> None:
+    """Start the system and wait until it is ready."""
+    config = _configuration(config_path)
+    with _reported():
+        bring_up(config, timeout_s)
+        click.echo(f"zq is up. Page: {link(config)}")
+
+
+@click.command()
+@_config_option
+def down(config_path: str | None) -> None:
+    """Stop the system; returns when no process of it is left."""
+    config = _configuration(config_path)
+    with _reported():
+        take_down(config)
+
+
+@click.command()
+@_config_option
+@click.argument("names", metavar="NAME…", nargs=-1, required=True)
+def restart(config_path: str | None, names: tuple[str, ...]) -> None:
+    """Stop programs cleanly and start them again: broker, scheduler, web, a worker, or `all`."""
+    config = _configuration(config_path)
+    with _reported():
+        supervisor = Supervisor(config.data_path)
+        if supervisor.pid() is None:
+            raise ControlError(f"zq is not running in {config.data_path}; `zq up` starts it")
+        with _one_at_a_time(config.data_path):
+            known = [program.name for program in supervisor.programs()]
+            for name in known if names == ("all",) else names:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, and all"
+                    raise ControlError(f"no program is called {name!r}; {hint}")
+            for name in known if names == ("all",) else dict.fromkeys(names):
+                _restart(config, supervisor, name)
+
+
+def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
+    def now() -> Program:
+        return next(program for program in supervisor.programs() if program.name == name)
+
+    worker = config.worker
+    click.echo(f"{name}: stopping")
+    supervisor.stop_program(name)
+    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + _STOP_MARGIN_S
+    while (program := now()).pid:
+        if time.monotonic() > kill_from_s:
+            for key in tree_of(program.pid):
+                click.echo(f"{name}: ending by force: {what_is(key)}")
+                send_signal(key, signal.SIGKILL)
+        time.sleep(_STEP_S)
+    supervisor.start_program(name)
+    until_s = time.monotonic() + _STOP_MARGIN_S
+    while (program := now()).state != "RUNNING":
+        if program.state in _NOT_COMING or time.monotonic() > until_s:
+            raise ControlError(f"{name} is {program.state.lower()}; {program.log} ends with:\n{tail(program.log)}")
+        time.sleep(_STEP_S)
+    click.echo(f"{name}: running (pid {program.pid})")
+
+
+@click.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
+def status(config_path: str | None, as_json: bool) -> None:
+    """Show what runs. Exit code 0 when all of it does, 3 when not."""
+    config = _configuration(config_path)
+    with _reported():
+        supervisor = Supervisor(config.data_path)
+        programs = supervisor.programs() if supervisor.pid() is not None else []
+        ready, answer = readiness(config) if programs else (False, {})
+    wanted = [program for program in programs if not _is_off(config, program)]
+    running = bool(programs) and all(program.state == "RUNNING" for program in wanted)
+    if as_json:
+        facts = {
+            "data_dir": config.data_dir,
+            "running": running,
+            "ready": ready,
+            "readiness": answer,
+            "programs": [program._asdict() for program in programs],
+        }
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    elif not programs:
+        click.echo(f"zq is not running in {config.data_dir}; `zq up` starts it")
+    else:
+        for program in programs:
+            click.echo(_line(program))
+        click.echo("ready" if ready else f"not ready: {json.dumps(answer, ensure_ascii=False)}")
+    sys.exit(0 if running else EXIT_NOT_RUNNING)
+
+
+def _line(program: Program) -> str:
+    hours, rest = divmod(program.uptime_s, 3600)
+    since = f"pid {program.pid:<8} up {hours}:{rest // 60:02}:{rest % 60:02}" if program.pid else program.trouble
+    return f"{program.name:<16} {program.state.lower():<9} {since:<26} {program.log}"

@@ -1,0 +1,36 @@
+"""Runs one of zq's programs for supervisord: `python -m zq.supervised zq.broker [ARGUMENT …]`.
+
+supervisord starts whatever ends within `startsecs` again, without a look at its exit code. A program that ends with
+78 (a configuration no restart can mend) is therefore kept until it counts as started: then `exitcodes` holds, it is
+not started again, and its log shows the reason once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import time
+
+from zq.config import EXIT_CONFIG
+
+STARTED_AFTER_S = 1.5
+"""More than startsecs in supervisord.conf."""
+
+
+def main() -> None:
+    started_s = time.monotonic()
+    module, *arguments = sys.argv[1:]
+    sys.argv = [module, *arguments]
+    try:
+        importlib.import_module(f"{module}.__main__").command()
+    except SystemExit as end:
+        if end.code == EXIT_CONFIG:
+            # A stop must not wait for us, whatever handlers the program had set.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(max(0.0, started_s + STARTED_AFTER_S - time.monotonic()))
+        raise
+
+
+if __name__ == "__main__":
+    main()
