@@ -1,0 +1,200 @@
+"""A slot's end of its channel to the parent, and when a running task may be interrupted.
+
+The task owns the main thread, so nobody reads the channel while it runs. The parent therefore rings: it writes a
+message and sends the doorbell signal; the handler reads what has come and, if it is the soft limit, raises
+SoftTimeLimitExceeded right there, in the task's own code. While the slot's code is at work inside a task (`shield`),
+nothing is raised; it is raised when that code is done. A task that sits in C code which never returns to Python
+is not interrupted: the hard limit is for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from zq.exceptions import SoftTimeLimitExceeded
+from zq.workers import channel
+from zq.workers.channel import DOORBELL
+
+EXIT_NONSENSE = 70
+"""Exit code when the parent's words cannot be understood (EX_SOFTWARE in sysexits(3)): a defect of ours."""
+_READ_BYTES = 256 << 10
+
+
+class Line:
+    """The channel as the slot sees it. Sending is for any thread; everything else for the main thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reader = channel.FrameReader()
+        self._outbox = bytearray()
+        self._send_lock = threading.Lock()
+        self._runs: deque[channel.Assignment] = deque()
+        self._answers: dict[int, bool] = {}
+        self._current_seq: int | None = None
+        self._soft_reason: str | None = None
+        self._soft_told = False
+        self._shields = 0
+        self._reading = False
+        self._rung = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """In a process that the task has forked: it must neither hold the channel nor speak on it."""
+        self._sock.close()
+
+    # ------------------------------------------------------------------------------------------- the task's time
+
+    def begin(self, seq: int) -> None:
+        """From now on the task of `seq` runs and may be interrupted."""
+        self._soft_reason = None
+        self._soft_told = False
+        self._answers.clear()
+        # Again for each job: the last task may have taken the signal for itself.
+        signal.signal(DOORBELL, self._on_doorbell)
+        self._current_seq = seq
+
+    def end(self) -> None:
+        self._current_seq = None
+
+    @property
+    def soft_reason(self) -> str | None:
+        """Why the running task should stop; None while it may go on."""
+        return self._soft_reason
+
+    def soft_limit_due(self) -> bool:
+        """Whether the soft limit has passed and the task has not been told yet."""
+        return self._current_seq is not None and self._soft_reason is not None and not self._soft_told
+
+    def raise_if_due(self) -> None:
+        """Tell the task, once, if nothing of ours is in the middle of something."""
+        if self._shields == 0 and self.soft_limit_due():
+            self._soft_told = True
+            raise SoftTimeLimitExceeded(self._soft_reason or "")
+
+    @contextlib.contextmanager
+    def shield(self) -> Iterator[None]:
+        """No SoftTimeLimitExceeded inside; one that became due is raised on a clean exit."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signal handlers, and so the exception, are the main thread's alone
+            return
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        self.raise_if_due()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """The caller watches `fileno()` and calls `take`; the doorbell leaves the channel alone meanwhile."""
+        with self.shield():
+            self._reading = True
+            try:
+                self.take()
+                yield
+            finally:
+                self._reading = False
+                if self._rung:
+                    self._on_doorbell(DOORBELL, None)
+
+    def _on_doorbell(self, _signum: int, _frame: object) -> None:
+        self._rung = True
+        if self._reading:
+            return
+        self._reading = True
+        try:
+            while self._rung:
+                self._rung = False
+                self.take()
+        finally:
+            self._reading = False
+        self.raise_if_due()
+
+    # ---------------------------------------------------------------------------------------------- receiving
+
+    def next_job(self) -> channel.Assignment:
+        """Wait for the next job. Ends the process when the parent has closed the channel."""
+        while not self._runs:
+            select.select([self._sock], [], [])
+            self.take()
+        return self._runs.popleft()
+
+    def has_next(self) -> bool:
+        """Whether another job has been handed over already."""
+        return bool(self._runs)
+
+    def wait_answer(self, seq: int) -> bool | None:
+        """Wait for the answer to `still mine?`; None if the soft limit came first. Inside `reading`."""
+        while seq not in self._answers:
+            if self.soft_limit_due():
+                return None
+            select.select([self._sock], [], [])
+            self.take()
+        return self._answers.pop(seq)
+
+    def take(self) -> None:
+        """Read what has come, without waiting. Ends the process if the parent is gone or speaks nonsense."""
+        while True:
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                os._exit(0)
+            try:
+                for body in self._reader.feed(data):
+                    self._understand(channel.decode(channel.to_slot, body))
+            except channel.ChannelError:
+                os._exit(EXIT_NONSENSE)
+
+    def _understand(self, message: channel.ToSlotMessage) -> None:
+        match message:
+            case channel.Run(jobs):
+                self._runs.extend(jobs)
+            case channel.SoftLimit(seq, reason):
+                if seq == self._current_seq:
+                    self._soft_reason = reason
+            case channel.StillMineAnswer(seq, held):
+                if seq == self._current_seq:
+                    self._answers[seq] = held
+
+    # ------------------------------------------------------------------------------------------------ sending
+
+    def send(self, message: channel.FromSlotMessage) -> None:
+        """Send, waiting for room."""
+        with self.shield(), self._send_lock:
+            self._outbox += channel.frame(message)
+            while not self._flush():
+                select.select([], [self._sock], [])
+
+    def send_if_free(self, message: channel.FromSlotMessage) -> bool:
+        """Send without waiting; False, and nothing sent, if an earlier message still waits for room."""
+        with self.shield(), self._send_lock:
+            if not self._flush():
+                return False
+            self._outbox += channel.frame(message)
+            self._flush()
+            return True
+
+    def _flush(self) -> bool:
+        while self._outbox:
+            try:
+                sent = self._sock.send(self._outbox)
+            except BlockingIOError:
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                os._exit(0)
+            del self._outbox[:sent]
+        return True

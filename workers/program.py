@@ -1,0 +1,287 @@
+"""One program run by a task: started with its limits on, its pipes always drained, ended in order.
+
+Limits, niceness, umask and the parent-death signal are set between fork and exec (`preexec_fn`), in the slot's main
+thread. A wrapper program would do the same from outside, but Python as a wrapper costs 30 ms for each program and
+util-linux is not on every machine; and setting limits from outside after the start would leave a moment without
+them. What runs between fork and exec is a handful of system calls, resolved beforehand, so it is safe even when the
+task's libraries have threads. The parent-death signal belongs to the forking *thread*, so only the main thread may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from zq.context import ProcessLimits, ProcessResult
+from zq.workers.process import die_with_parent, key_of, living_below, refuse_new_privileges, send_signal
+
+LINE_BYTES_MAX: Final = 64 << 10
+"""A longer line of standard output is cut; the rest of it is dropped."""
+STDERR_TAIL_BYTES: Final = 8 << 10
+_READ_BYTES: Final = 64 << 10
+_FEED_BYTES: Final = 1 << 20
+_READS_AT_END_MAX: Final = 1024
+"""After the program has ended its pipes are emptied, but a child of its that still writes is not waited for."""
+
+
+class Bell(Protocol):
+    """Where news for the running task comes in while a program runs."""
+
+    def fileno(self) -> int: ...
+
+    def take(self) -> None:
+        """Take what has come in. Called when `fileno()` is readable."""
+        ...
+
+    def soft_limit_due(self) -> bool:
+        """Whether the soft limit has passed and the task has not been told yet."""
+        ...
+
+
+def run_program(
+    argv: Sequence[str],
+    *,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    limits: ProcessLimits,
+    on_stdout_line: Callable[[str], None] | None,
+    feed_stdin: Sequence[Path],
+    bell: Bell,
+    kill_grace_s: float,
+) -> ProcessResult | None:
+    """Run it to its end. None: the soft limit passed and it was ended with TERM, after `kill_grace_s` with KILL.
+
+    Raises OSError if it cannot be started or a file of `feed_stdin` cannot be read, and whatever `on_stdout_line`
+    raises; the program has ended by then.
+    """
+    if isinstance(argv, str | bytes) or not argv:
+        raise TypeError("run_process takes a list of arguments, not one text: it never goes through a shell")
+    process = subprocess.Popen(
+        list(argv),
+        bufsize=0,
+        stdin=subprocess.PIPE if feed_stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if on_stdout_line is not None else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=env,
+        preexec_fn=_enter(limits),  # noqa: PLW1509 - see the top of this file
+    )
+    with _Running(process, on_stdout_line, feed_stdin) as running:
+        return running.wait(bell, kill_grace_s)
+
+
+def _enter(limits: ProcessLimits) -> Callable[[], None]:
+    """What the new process does before exec. Everything is computed here, before the fork."""
+    parent_pid = os.getpid()
+    bounds = [(resource.RLIMIT_CORE, (0, 0))]
+    wanted = (
+        (resource.RLIMIT_AS, limits.memory_bytes, 0),
+        (resource.RLIMIT_CPU, limits.cpu_s, 1),  # XCPU at the bound, KILL a second later
+        (resource.RLIMIT_FSIZE, limits.file_size_bytes, 0),
+        (resource.RLIMIT_NOFILE, limits.open_files, 0),
+    )
+    for kind, value, slack in wanted:
+        if value < 0:
+            raise ValueError("a limit of ProcessLimits is negative; 0 means no limit")
+        if value:
+            hard = resource.getrlimit(kind)[1]
+            if hard != resource.RLIM_INFINITY:
+                value = min(value, hard)
+                slack = min(slack, hard - value)
+            bounds.append((kind, (value, value + slack)))
+    nice = limits.nice
+
+    def enter() -> None:
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(127)
+        refuse_new_privileges()
+        os.umask(0o077)
+        if nice:
+            os.nice(nice)
+        for kind, pair in bounds:
+            resource.setrlimit(kind, pair)
+
+    return enter
+
+
+class _Running:
+    """The program while it runs: one loop over its pipes, its end and the bell."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], on_line: Callable[[str], None] | None, feed: Sequence[Path]
+    ) -> None:
+        self._process = process
+        self._lines = _Lines(on_line) if on_line is not None else None
+        self._feeder = _Feeder(process.stdin, feed) if process.stdin is not None else None
+        self._stderr_tail = bytearray()
+        self._pidfd = os.pidfd_open(process.pid)
+        self._kill_at_s: float | None = None
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+
+    def __enter__(self) -> _Running:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Whatever happened, the program has ended and is reaped, and its pipes are closed."""
+        if self._process.poll() is None:
+            self._kill()
+            self._process.wait()
+        if self._feeder is not None:
+            self._feeder.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        os.close(self._pidfd)
+
+    def wait(self, bell: Bell, kill_grace_s: float) -> ProcessResult | None:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        poller.register(bell.fileno(), select.POLLIN)
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                poller.register(pipe.fileno(), select.POLLIN)
+        if self._process.stdin is not None:
+            poller.register(self._process.stdin.fileno(), select.POLLOUT)
+        while True:
+            ready = {fd for fd, _ in poller.poll(self._timeout_ms())}
+            if bell.fileno() in ready:
+                bell.take()
+            # Also without news on the channel: a limit that passed just before the program started counts.
+            if self._kill_at_s is None and bell.soft_limit_due():
+                self._process.terminate()
+                self._process.send_signal(signal.SIGCONT)
+                self._kill_at_s = time.monotonic() + kill_grace_s
+            if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
+                self._kill()
+            if self._pidfd in ready:
+                return self._end()
+            self._serve_pipes(ready, poller)
+
+    def _timeout_ms(self) -> int | None:
+        if self._kill_at_s is None:
+            return None
+        return max(0, min(100, int((self._kill_at_s - time.monotonic()) * 1000) + 1))
+
+    def _serve_pipes(self, ready: set[int], poller: select.poll) -> None:
+        for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
+            if pipe is not None and not pipe.closed and pipe.fileno() in ready and not take(pipe.fileno()):
+                poller.unregister(pipe.fileno())
+                pipe.close()
+        stdin = self._process.stdin
+        feeding = stdin is not None and not stdin.closed and stdin.fileno() in ready
+        if feeding and stdin is not None and self._feeder is not None and not self._feeder.feed():
+            poller.unregister(stdin.fileno())
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
+
+    def _take_stdout(self, fd: int) -> bool:
+        data = os.read(fd, _READ_BYTES)
+        if self._lines is not None:
+            self._lines.feed(data)
+        return bool(data)
+
+    def _take_stderr(self, fd: int) -> bool:
+        data = os.read(fd, _READ_BYTES)
+        self._stderr_tail += data
+        del self._stderr_tail[:-STDERR_TAIL_BYTES]
+        return bool(data)
+
+    def _kill(self) -> None:
+        pid = self._process.pid
+        for key in (*living_below(pid), key_of(pid)):
+            if key is not None:
+                send_signal(key, signal.SIGKILL)
+
+    def _end(self) -> ProcessResult | None:
+        returncode = self._process.wait()
+        for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
+            if pipe is not None and not pipe.closed:
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(_READS_AT_END_MAX):
+                        if not take(pipe.fileno()):
+                            break
+        if self._lines is not None:
+            self._lines.end()
+        if self._kill_at_s is not None:
+            return None
+        return ProcessResult(returncode, self._stderr_tail.decode("utf-8", "replace"))
+
+
+class _Lines:
+    """Cuts standard output into lines of bounded length."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._partial = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            self._keep(piece)
+            self._deliver()
+        self._keep(rest)
+
+    def end(self) -> None:
+        if self._partial:
+            self._deliver()
+
+    def _keep(self, piece: bytes) -> None:
+        self._partial += piece[: max(0, LINE_BYTES_MAX - len(self._partial))]
+
+    def _deliver(self) -> None:
+        line = self._partial.removesuffix(b"\r").decode("utf-8", "replace")
+        self._partial.clear()
+        self._on_line(line)
+
+
+class _Feeder:
+    """Writes the bytes of files to a pipe, without a copy through this process."""
+
+    def __init__(self, pipe: IO[bytes], files: Sequence[Path]) -> None:
+        self._pipe_fd = pipe.fileno()
+        self._waiting = list(reversed(files))
+        self._file_fd: int | None = None
+        with contextlib.suppress(OSError):  # a larger pipe is a favour the kernel may refuse
+            fcntl.fcntl(self._pipe_fd, fcntl.F_SETPIPE_SZ, _FEED_BYTES)
+
+    def feed(self) -> bool:
+        """Write what fits now; False when all is written, or the program has closed its end."""
+        try:
+            while True:
+                if self._file_fd is None:
+                    if not self._waiting:
+                        return False
+                    self._file_fd = _open_regular(self._waiting.pop())
+                if os.sendfile(self._pipe_fd, self._file_fd, None, _FEED_BYTES) == 0:
+                    self.close()
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+
+    def close(self) -> None:
+        if self._file_fd is not None:
+            os.close(self._file_fd)
+            self._file_fd = None
+
+
+def _open_regular(path: Path) -> int:
+    """Open for reading; no symbolic link, and nothing that would block, such as a FIFO."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is not a regular file; only those are fed to a program")
+    return fd

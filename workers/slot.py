@@ -1,0 +1,236 @@
+"""A slot: the process in which tasks run, one at a time, in its main thread.
+
+Forked by the keeper, with the task modules already imported. It is a session of its own and a child subreaper, so
+everything a task starts, however it detaches itself, stays below it and is found there. It dies with the keeper.
+Between jobs it reads the next from its channel; when an attempt has ended, what its task left running is ended too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from typing import Any, Final, NoReturn
+
+from zq import registry
+from zq.context import set_current_job
+from zq.exceptions import LeaseLost, Reject, Retry, SoftTimeLimitExceeded
+from zq.protocol import limits
+from zq.workers.channel import Assignment, AttemptResult, Finished, SlotOutcome, SlotUsage
+from zq.workers.job_context import SlotJob
+from zq.workers.line import Line
+from zq.workers.plain import NotPlain, decode_arguments, encode_result
+from zq.workers.process import become_subreaper, die_with_parent, living_below, send_signal
+
+_REPORT_AFTER_S: Final = 0.02
+_REPORT_BYTES: Final = 64 << 10
+_FRAMES_SHOWN: Final = 20
+_SUMMARY_CHARS: Final = 2048
+_LEFT_BEHIND_S: Final = 2.0
+_SCANS_PAUSE_S: Final = 0.002
+_RESET_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+_logger = logging.getLogger("zq.workers")
+
+
+def run_slot(sock: socket.socket, keeper_pid: int) -> NoReturn:
+    """Be a slot until the parent closes the channel. Called in the child right after the fork."""
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != keeper_pid:
+        os._exit(0)
+    os.setsid()
+    become_subreaper()
+    for signum in _RESET_SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+    line = Line(sock)
+    os.register_at_fork(after_in_child=line.close)
+    home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    reporter = _Reporter(line)
+    while True:
+        if not line.has_next():
+            reporter.report()
+        assignment = line.next_job()
+        reporter.report_if_due()
+        reporter.add(_attempt(assignment, line))
+        with contextlib.suppress(OSError):  # its folder was removed: stay where the task went
+            os.fchdir(home_fd)
+
+
+class _Reporter:
+    """Results of tiny jobs travel together; none waits long."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._results: list[AttemptResult] = []
+        self._size_bytes = 0
+        self._first_s = 0.0
+
+    def add(self, result: AttemptResult) -> None:
+        if not self._results:
+            self._first_s = time.monotonic()
+        self._results.append(result)
+        self._size_bytes += len(result.result) + 4 * len(result.error) + 64
+        if self._size_bytes > _REPORT_BYTES:
+            self.report()
+
+    def report_if_due(self) -> None:
+        """Before a job that may take long."""
+        if self._results and time.monotonic() - self._first_s >= _REPORT_AFTER_S:
+            self.report()
+
+    def report(self) -> None:
+        if self._results:
+            self._line.send(Finished(self._results))
+            self._results, self._size_bytes = [], 0
+
+
+def _attempt(assignment: Assignment, line: Line) -> AttemptResult:
+    meter = _Meter()
+    job = SlotJob(assignment, line)
+    slot_pid = os.getpid()
+    set_current_job(job)
+    try:
+        try:
+            line.begin(assignment.seq)
+            result = _call(assignment)
+        finally:
+            # The limit may come after the task's last line, in ours: it is raised at most once, and caught below.
+            line.end()
+    except BaseException as error:
+        result = _judge(error, assignment.seq, job)
+    if os.getpid() != slot_pid:
+        os._exit(0)  # a fork of the task has returned from the task: it is no slot
+    set_current_job(None)
+    job.flush_progress()
+    _end_left_behind(assignment)
+    return _with_usage(result, meter.usage())
+
+
+def _call(assignment: Assignment) -> AttemptResult:
+    task = registry.lookup(assignment.task)
+    if task is None:
+        known = ", ".join(registry.names()[:10]) or "none"
+        return _rejected(
+            assignment.seq,
+            f"this worker has no task '{assignment.task}'; its task modules give: {known}."
+            " List the module that holds it in the queue's `tasks`",
+        )
+    try:
+        positional, keyword = decode_arguments(assignment.arguments)
+    except NotPlain as error:
+        return _rejected(assignment.seq, str(error))
+    value: Any = task.function(*positional, **keyword)
+    try:
+        return AttemptResult(assignment.seq, SlotOutcome.DONE, encode_result(value))
+    except NotPlain as error:
+        # The work was done, and would be done again in vain: the same code would return the same kind of thing.
+        return _rejected(assignment.seq, f"task '{assignment.task}' returned what cannot be kept: {error}")
+
+
+def _rejected(seq: int, reason: str) -> AttemptResult:
+    return AttemptResult(seq, SlotOutcome.REJECTED, error=_bounded(reason))
+
+
+def _judge(error: BaseException, seq: int, job: SlotJob) -> AttemptResult:
+    """What the exception that ended a task means for its job."""
+    match error:
+        case Reject():
+            return _rejected(seq, str(error) or "the task rejected the job without a reason")
+        case Retry():
+            after_s = error.after_s
+            if not (isinstance(after_s, int | float) and math.isfinite(after_s)):
+                after_s = None
+            wait_s = None if after_s is None else max(0.0, float(after_s))
+            return AttemptResult(seq, SlotOutcome.FAILED, error=_bounded(str(error)), retry_after_s=wait_s)
+        case LeaseLost():
+            return AttemptResult(seq, SlotOutcome.NOT_OURS, error=_bounded(str(error)))
+        case SystemExit():
+            text = f"the task called sys.exit({error.code!r}); a task ends by returning or raising"
+        case SoftTimeLimitExceeded():
+            text = f"{error}\n{_trace(error)}"
+        case _:
+            text = _trace(error)
+    if job.failed_program:
+        text = f"{_bounded(text, limits.ERROR_CHARS_MAX // 2)}\n{job.failed_program}"
+    return AttemptResult(seq, SlotOutcome.FAILED, error=_bounded(text))
+
+
+def _trace(error: BaseException) -> str:
+    """First what it was, then where it came from. An exception of a task may have any `__str__`, a raising one too."""
+    name = type(error).__qualname__
+    try:
+        summary = f"{name}: {error}"
+        lines = traceback.format_exception(error, limit=-_FRAMES_SHOWN)
+    except Exception as second:
+        return f"{name} (its text cannot be shown: {type(second).__qualname__})"
+    return f"{summary[:_SUMMARY_CHARS]}\n{''.join(lines)}"
+
+
+def _bounded(text: str, chars_max: int = limits.ERROR_CHARS_MAX) -> str:
+    """At most so many characters: the beginning, which says what happened, and the end, which says where."""
+    text = text.encode("utf-8", "replace").decode("utf-8").strip()
+    if len(text) <= chars_max:
+        return text
+    head = min(_SUMMARY_CHARS, chars_max // 4)
+    gap = "\n[…]\n"
+    return text[:head] + gap + text[len(text) - (chars_max - head - len(gap)) :]
+
+
+def _end_left_behind(assignment: Assignment) -> None:
+    """Reap what has ended below this slot and end what has not: a job's processes end with the job."""
+    until_s = time.monotonic() + _LEFT_BEHIND_S
+    ended = 0
+    while _has_children_after_reaping() and time.monotonic() < until_s:
+        for key in living_below(os.getpid()):
+            ended += send_signal(key, signal.SIGKILL)
+        time.sleep(_SCANS_PAUSE_S)
+    if ended:
+        _logger.warning(
+            "job %s: task %s left %d processes running; they were ended",
+            assignment.job_id,
+            assignment.task,
+            ended,
+        )
+
+
+def _has_children_after_reaping() -> bool:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+class _Meter:
+    """What an attempt uses, from the kernel's own counters: exact, for everything that is reaped by its end."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            file.write(b"5")  # forget the peak of earlier jobs; where that is forbidden theirs is reported
+        self._own = resource.getrusage(resource.RUSAGE_SELF)
+        self._below = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    def usage(self) -> SlotUsage:
+        own, below = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        pairs = ((own, self._own), (below, self._below))
+        peak_kib = own.ru_maxrss
+        if below.ru_maxrss > self._below.ru_maxrss:  # the kernel keeps the largest child of all time
+            peak_kib = max(peak_kib, below.ru_maxrss)
+        return SlotUsage(
+            cpu_s=max(0.0, sum(now.ru_utime + now.ru_stime - old.ru_utime - old.ru_stime for now, old in pairs)),
+            peak_rss_bytes=peak_kib * 1024,
+            read_bytes=512 * sum(now.ru_inblock - old.ru_inblock for now, old in pairs),
+            written_bytes=512 * sum(now.ru_oublock - old.ru_oublock for now, old in pairs),
+            running_s=time.monotonic() - self._started_s,
+        )
+
+
+def _with_usage(result: AttemptResult, usage: SlotUsage) -> AttemptResult:
+    return AttemptResult(result.seq, result.outcome, result.result, result.error, result.retry_after_s, usage)

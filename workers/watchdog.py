@@ -1,0 +1,192 @@
+"""The watchdog: what each slot's process tree uses, and whether its job may go on.
+
+`verdict` decides and is pure. `TreeSampler` measures with psutil, for one slot, about once a second while it works; an
+idle slot needs no samples. A tree costs a few reads of /proc for each of its processes, nothing for others.
+
+CPU time and bytes are the kernel's sums: a process's own, and those of the children it has reaped, so whatever ended
+between two samples is not lost. (Only where a program ignores SIGCHLD does the kernel forget its children's.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+import psutil
+
+from zq.protocol.messages import Usage
+from zq.workers.channel import SlotUsage
+from zq.workers.process import ProcessKey, key_of, living_below
+
+
+class Verdict(Enum):
+    """What is to be done with a running attempt."""
+
+    OK = auto()
+    SOFT = auto()
+    """The soft limit has passed: tell the task, once."""
+    HARD = auto()
+    """The hard limit has passed: end the tree."""
+    MEMORY = auto()
+    """The tree is larger than it may be: end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one attempt."""
+
+    soft_s: float
+    hard_s: float
+    memory_bytes: int = 0
+    """Of the whole tree, resident; 0 means no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an attempt's process tree has used so far, and how large it is now."""
+
+    started_s: float
+    """On the clock that `verdict` is given."""
+    soft_told: bool = False
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
+    """The sum over the tree; memory shared by two processes counts twice."""
+    peak_rss_bytes: int = 0
+    read_bytes: int = 0
+    """From storage; the page cache does not count."""
+    written_bytes: int = 0
+    moved_bytes: int = 0
+    """Through any read or write, pipes and caches included: a sign of life, with `cpu_s`."""
+    processes: int = 0
+    """Alive now, the slot itself included."""
+    processes_seen: int = 0
+
+
+def verdict(sample: Sample, limits: Limits, now_s: float) -> Verdict:
+    """Memory before time, for it harms others; the hard limit before the soft one."""
+    if limits.memory_bytes and sample.rss_bytes > limits.memory_bytes:
+        return Verdict.MEMORY
+    running_s = now_s - sample.started_s
+    if running_s >= limits.hard_s:
+        return Verdict.HARD
+    if running_s >= limits.soft_s and not sample.soft_told:
+        return Verdict.SOFT
+    return Verdict.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Of one process: its own and those of the children it has reaped."""
+
+    cpu_s: float
+    rss_bytes: int
+    read_bytes: int
+    written_bytes: int
+    moved_bytes: int
+
+
+class Ledger:
+    """Sums the counters of a tree over one attempt. Pure: it is told what was measured."""
+
+    def __init__(self, started_s: float) -> None:
+        self._started_s = started_s
+        self._base: Counters | None = None
+        self._seen: set[ProcessKey] = set()
+        self._best = Sample(started_s)
+
+    def told_soft(self) -> None:
+        """The task was told of its soft limit: once is enough."""
+        self._best = replace(self._best, soft_told=True)
+
+    def enter(self, measured: Iterable[tuple[ProcessKey, Counters]]) -> Sample:
+        """Add one measurement of the whole tree. The first one is the attempt's zero, but for memory."""
+        cpu_s, rss_bytes, read_bytes, written_bytes, moved_bytes, processes = 0.0, 0, 0, 0, 0, 0
+        for key, counters in measured:
+            self._seen.add(key)
+            processes += 1
+            cpu_s += counters.cpu_s
+            rss_bytes += counters.rss_bytes
+            read_bytes += counters.read_bytes
+            written_bytes += counters.written_bytes
+            moved_bytes += counters.moved_bytes
+        if self._base is None:
+            self._base = Counters(cpu_s, 0, read_bytes, written_bytes, moved_bytes)
+        base, best = self._base, self._best
+        # Between a process's end and its reaping its counters are in no sum: hence max, never back.
+        self._best = Sample(
+            started_s=self._started_s,
+            soft_told=best.soft_told,
+            cpu_s=max(best.cpu_s, cpu_s - base.cpu_s),
+            rss_bytes=rss_bytes,
+            peak_rss_bytes=max(best.peak_rss_bytes, rss_bytes),
+            read_bytes=max(best.read_bytes, read_bytes - base.read_bytes),
+            written_bytes=max(best.written_bytes, written_bytes - base.written_bytes),
+            moved_bytes=max(best.moved_bytes, moved_bytes - base.moved_bytes),
+            processes=processes,
+            processes_seen=len(self._seen),
+        )
+        return self._best
+
+
+class TreeSampler:
+    """Measures one slot's tree during one attempt. Make it when the job is handed over: that moment is the zero."""
+
+    def __init__(self, slot_pid: int, started_s: float) -> None:
+        self._slot_pid = slot_pid
+        self._ledger = Ledger(started_s)
+        self._known: dict[ProcessKey, psutil.Process] = {}
+        self.sample()
+
+    def told_soft(self) -> None:
+        self._ledger.told_soft()
+
+    def sample(self) -> Sample:
+        """Measure now. A process that ends meanwhile is left out; a tree that has ended measures as nothing."""
+        slot = key_of(self._slot_pid)
+        keys = [] if slot is None else [slot, *living_below(self._slot_pid)]
+        self._known = {key: process for key in keys if (process := self._known.get(key) or _open(key)) is not None}
+        measured = ((key, _measure(process)) for key, process in self._known.items())
+        return self._ledger.enter([(key, counters) for key, counters in measured if counters is not None])
+
+
+def _open(key: ProcessKey) -> psutil.Process | None:
+    try:
+        return psutil.Process(key.pid)
+    except psutil.Error:
+        return None
+
+
+def _measure(process: psutil.Process) -> Counters | None:
+    try:
+        with process.oneshot():
+            cpu = process.cpu_times()
+            rss_bytes = process.memory_info().rss
+    except psutil.Error:
+        return None
+    try:
+        io = process.io_counters()
+    except (psutil.Error, OSError):  # a set-uid program's are not ours to read
+        io = None
+    return Counters(
+        cpu_s=cpu.user + cpu.system + cpu.children_user + cpu.children_system,
+        rss_bytes=rss_bytes,
+        read_bytes=io.read_bytes if io else 0,
+        written_bytes=io.write_bytes if io else 0,
+        moved_bytes=io.read_chars + io.write_chars if io else 0,
+    )
+
+
+def attempt_usage(reported: SlotUsage | None, sample: Sample | None) -> Usage:
+    """What an attempt has used in all, for its result: the slot's exact account, if it lived to give one, and what
+    only the samples of its tree can tell.
+    """
+    slot = reported or SlotUsage()
+    tree = sample or Sample(0.0)
+    return Usage(
+        cpu_ms=round(1000 * max(slot.cpu_s, tree.cpu_s)),
+        peak_rss_bytes=max(slot.peak_rss_bytes, tree.peak_rss_bytes),
+        read_bytes=max(slot.read_bytes, tree.read_bytes),
+        write_bytes=max(slot.written_bytes, tree.written_bytes),
+        processes=max(1, tree.processes_seen),
+    )
