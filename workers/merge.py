@@ -1,0 +1,98 @@
+"""The merge and the clean-up as tasks: a job's arguments in, plain results out, refusals in the worker's own words."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zq import config
+from zq.context import JobContext, current_job
+from zq.exams import names, times
+from zq.exams.errors import ExamError
+from zq.exams.segments import MergeRefused
+from zq.exams.storage import RecordingStorage
+from zq.exceptions import Reject, Retry
+from zq.workers.cleanup import clean_up
+from zq.workers.ffmpeg import find_ffmpeg
+from zq.workers.merge_run import MergeRequest, MergeSettings, run_merge
+
+
+def merge_recording(exam_id: str, student_id: str, student_name: str = "", folder: str = "") -> dict[str, Any]:
+    """Merge one student's segments into one video beside their folder; no segment is deleted.
+
+    `folder` is where the segments are, if not in `{storage}/{exam_id}/recordings/{student_id}`; relative paths are
+    relative to the storage, and it must lie inside of it. Returns `MergeResult.to_dict()`. Raises Reject, its text
+    beginning with one of `zq.exams.segments.REASONS`, where another try could not help.
+    """
+    settings = config.load()
+    with _task_signals():
+        request = _request(settings, exam_id, student_id, student_name, folder)
+        return run_merge(current_job(), request, merge_settings(settings)).to_dict()
+
+
+def clean_up_recording(exam_id: str, student_id: str, folder: str = "") -> dict[str, Any]:
+    """Delete the segments that are in the student's merged video. Returns `CleanupResult.to_dict()`."""
+    job: JobContext = current_job()
+    settings = config.load()
+    with _task_signals():
+        request = _request(settings, exam_id, student_id, "", folder)
+        result = clean_up(
+            request.target,
+            exam_id,
+            student_id,
+            on_segment=lambda done, total: job.progress(done, total, "deleting merged segments"),
+        )
+    return result.to_dict()
+
+
+def merge_settings(settings: config.Config) -> MergeSettings:
+    """Raises FfmpegMissing, ExamError (no such time zone on this machine)."""
+    return MergeSettings(
+        ffmpeg=find_ffmpeg(settings.merge.ffmpeg),
+        memory_limit_bytes=settings.merge.memory_limit_mib * 1024 * 1024,
+        cpu_s=int(settings.merge.time_limit_s),
+        full_decode=settings.merge.full_decode,
+        zone=times.zone(settings.exams.time_zone),
+    )
+
+
+def _request(
+    settings: config.Config, exam_id: str, student_id: str, student_name: str, folder: str
+) -> MergeRequest:
+    storage = RecordingStorage(settings.storage_path)
+    try:
+        path = storage.student_folder(exam_id, student_id)
+        name = names.person_name(student_name)
+    except ExamError as error:
+        raise MergeRefused("bad_request", str(error)) from None
+    if folder:
+        path = _inside(settings.storage_path, folder)
+    return MergeRequest(exam_id, student_id, name, path, path.parent)
+
+
+def _inside(root: Path, folder: str) -> Path:
+    """`folder` with every link in it resolved, if that is below `root`: a job may not read or delete elsewhere."""
+    base = root.resolve()
+    path = base if "\0" in folder else (base / folder).resolve()
+    if base not in path.parents or path.parent == base:
+        raise MergeRefused("bad_request", f"folder {folder!r} does not lie inside the storage {str(root)!r}")
+    return path
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def _task_signals() -> Iterator[None]:
+    """What no retry mends goes to the dead letters at once; a full disk is waited for; the rest is retried as it is."""
+    try:
+        yield
+    except MergeRefused as refused:
+        raise Reject(str(refused)) from refused
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise Retry(f"disk_full: {error}") from error
+        raise

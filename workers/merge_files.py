@@ -1,0 +1,165 @@
+"""The merge's hands on the disk: read segments without trusting them, lay out runs, keep a private work folder.
+
+A work folder lies beside the merged file, so that publishing is a rename, and is locked by the process that made it:
+one that is not locked belongs to an attempt that died, and is swept by the next. Segments are only ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zq.exams.segments import MergeRefused
+from zq.workers.merge_media import HEAD_BYTES, Container, sniff
+
+_CHUNK_BYTES = 1024 * 1024
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A segment as it was read: what it is, and by what to see that it has not changed since."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    container: Container
+    inode: int
+    mtime_ns: int
+
+    def same_file(self, status: os.stat_result) -> bool:
+        return (self.size_bytes, self.inode, self.mtime_ns) == (status.st_size, status.st_ino, status.st_mtime_ns)
+
+
+class SegmentChanged(Exception):
+    """A segment was replaced or written to while it was being merged. Another attempt reads it anew."""
+
+
+def open_regular(path: Path) -> int:
+    """Open for reading, never through a link, never anything but a regular file (MergeRefused: bad_segment)."""
+    try:
+        handle = os.open(path, _READ_FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise MergeRefused("bad_segment", "not a regular file; links are not read", path.name) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise MergeRefused("bad_segment", "not a regular file", path.name)
+    return handle
+
+
+def collect(path: Path) -> Collected:
+    """Read a segment to its end: its hash and what it begins as."""
+    with open(open_regular(path), "rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        digest = hashlib.sha256()
+        head = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            head = head or chunk[:HEAD_BYTES]
+            digest.update(chunk)
+        found = Collected(
+            path.name, before.st_size, digest.hexdigest(), sniff(head), before.st_ino, before.st_mtime_ns
+        )
+        if not found.same_file(os.fstat(file.fileno())) or file.tell() != before.st_size:
+            raise SegmentChanged(f"{path.name!r} was written to while it was read")
+    return found
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """(size in bytes, sha256) of a regular file."""
+    found = collect(path)
+    return found.size_bytes, found.sha256
+
+
+def link_run(folder: Path, segment: Collected, target: Path) -> None:
+    """Give a run of one segment a name of our own: a hard link, or a copy where links cannot be."""
+    try:
+        os.link(folder / segment.name, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        join_run(folder, [segment], target)
+        return
+    if not segment.same_file(os.lstat(target)):
+        raise SegmentChanged(f"{segment.name!r} was replaced while it was merged")
+
+
+def join_run(folder: Path, segments: Sequence[Collected], target: Path) -> list[int]:
+    """Write the bytes of `segments` one after the other; returns the offset at which each begins."""
+    offsets: list[int] = []
+    with open(target, "xb", buffering=0) as out:
+        for segment in segments:
+            offsets.append(out.tell())
+            handle = open_regular(folder / segment.name)
+            try:
+                if not segment.same_file(os.fstat(handle)):
+                    raise SegmentChanged(f"{segment.name!r} was replaced while it was merged")
+                left = segment.size_bytes
+                while left:
+                    copied = os.sendfile(out.fileno(), handle, None, left)
+                    if not copied:
+                        raise SegmentChanged(f"{segment.name!r} became shorter while it was merged")
+                    left -= copied
+            finally:
+                os.close(handle)
+    return offsets
+
+
+def sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def work_prefix(key: str) -> str:
+    """How the work folders of one recording begin."""
+    return f".zq-merge-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}-"
+
+
+@contextlib.contextmanager
+def work_folder(target: Path, key: str) -> Iterator[Path]:
+    """A private folder in `target`, locked while this process lives, removed at the end whatever happens."""
+    folder = Path(tempfile.mkdtemp(prefix=work_prefix(key), suffix=".part", dir=target))
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Not everywhere: on a file system without locks nothing is ever taken for abandoned.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_work_folders(target: Path, key: str, before_removal: Callable[[Path], None]) -> int:
+    """Remove the work folders of this recording whose process is gone; returns how many.
+
+    `before_removal` sees each first: it may hold the manifest of a file that was published just before the end.
+    """
+    swept = 0
+    for folder in sorted(target.glob(f"{work_prefix(key)}*.part")):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            else:
+                before_removal(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+            finally:
+                os.close(handle)
+    return swept

@@ -1,0 +1,176 @@
+"""What is in the runs of a recording and in the merged file: packet counts, hashes, times, parameters.
+
+The reading is done by `probe_child.py` in a process of its own with limits, for the bytes are hostile and PyAV is
+large. Here are its command, its limits and the bounded reading of its answers.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from zq.context import JobContext, ProcessLimits
+from zq.exams.segments import MergeRefused
+
+LIST_NAME = "probe.list"
+LINE_CHARS_MAX = 32_768
+MEMORY_BYTES = 2 * 1024**3
+"""Address space, of which the libraries alone map a quarter."""
+CPU_S_BASE = 30
+CPU_S_PER_GIB = 120
+"""Measured: about 4 s per GiB."""
+_DEMUXERS = {"webm": "matroska", "mkv": "matroska", "mp4": "mov"}
+_OWN_NAME = re.compile(r"^(r[0-9]{5,7}|out)\.(webm|mkv|mp4)$")
+# The child's own doing on hostile bytes. SIGKILL is not here: somebody outside ended it, so another try may pass.
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGXCPU}
+
+_Text = Annotated[str, Meta(max_length=128)]
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class StreamProbe(msgspec.Struct, frozen=True):
+    """One stream of one file. Times are in seconds on the file's own clock; `rising`: no time stamp repeats or falls.
+
+    `time_base` is a fraction, as "1/1000"; `extradata` is a sha256 or "".
+    """
+
+    type: _Text
+    codec: _Text
+    packets: _Count
+    key_frames: _Count
+    first_s: float
+    end_s: float
+    rising: bool
+    time_base: _Text = ""
+    extradata: _Text = ""
+    width_px: _Count = 0
+    height_px: _Count = 0
+    sample_rate_hz: _Count = 0
+    layout: _Text = ""
+
+
+class FileProbe(msgspec.Struct, frozen=True):
+    """One file. `error` is set, and nothing else, if it could not be read."""
+
+    name: str
+    streams: Annotated[tuple[StreamProbe, ...], Meta(max_length=64)] = ()
+    error: Annotated[str, Meta(max_length=400)] = ""
+
+    @property
+    def first_s(self) -> float:
+        return min((s.first_s for s in self.streams if s.packets), default=0.0)
+
+    @property
+    def end_s(self) -> float:
+        return max((s.end_s for s in self.streams if s.packets), default=0.0)
+
+    def of_type(self, kind: str) -> StreamProbe | None:
+        return next((s for s in self.streams if s.type == kind), None)
+
+
+class _Totals(msgspec.Struct, frozen=True):
+    totals: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...], Meta(max_length=64)]
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """All files of one call; `payload_sha256` per stream index, over the packets of all files in order."""
+
+    files: tuple[FileProbe, ...]
+    payload_sha256: tuple[str, ...]
+
+
+class ProbeFailed(Exception):
+    """The probe did not end by itself; nothing is known of the files. Another attempt may pass."""
+
+
+def probe(
+    job: JobContext,
+    folder: Path,
+    names: Sequence[str],
+    size_bytes: int,
+    on_file: Callable[[int], None] = lambda done: None,
+) -> Probe:
+    """Read `names` in `folder`, in order. `size_bytes` is the sum of their sizes and bounds the time.
+
+    Raises ProbeFailed, and BadFile for the first file that cannot be read as the container its suffix says.
+    """
+    lines = []
+    for name in names:
+        if not _OWN_NAME.match(name):
+            raise ValueError(f"not a name of zq's own making: {name!r}")
+        lines.append(f"{_DEMUXERS[name.rpartition('.')[2]]} {name}\n")
+    (folder / LIST_NAME).write_text("".join(lines), encoding="ascii")
+    reader = _Answers(names, on_file)
+    cpu_s = CPU_S_BASE + CPU_S_PER_GIB * size_bytes // 1024**3
+    ended = job.run_process(
+        [sys.executable, "-I", str(Path(__file__).with_name("probe_child.py")), LIST_NAME],
+        cwd=folder,
+        env={"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"},
+        limits=ProcessLimits(
+            memory_bytes=MEMORY_BYTES, cpu_s=cpu_s, file_size_bytes=1024 * 1024, open_files=64, nice=10
+        ),
+        on_stdout_line=reader.feed,
+    )
+    if reader.problem is not None:
+        raise reader.problem
+    if -ended.returncode in _CRASHES and len(reader.files) < len(names):
+        raise BadFile(len(reader.files), f"reading it ended with {signal.Signals(-ended.returncode).name}")
+    if ended.returncode != 0 or reader.result is None:
+        raise ProbeFailed(f"the probe ended with {ended.returncode}: {ended.stderr_tail[-500:].strip()}")
+    return reader.result
+
+
+class BadFile(Exception):
+    """File number `index` of a probe cannot be read."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"file {index}: {problem}")
+        self.index = index
+        self.problem = problem
+
+    def refused(self, segment: str) -> MergeRefused:
+        return MergeRefused("bad_segment", f"cannot be read as a recording: {self.problem}", segment)
+
+
+class _Answers:
+    """Reads the child's lines: one per file in the order asked, then the totals. The first wrong one is `problem`."""
+
+    def __init__(self, names: Sequence[str], on_file: Callable[[int], None]) -> None:
+        self._names = names
+        self._on_file = on_file
+        self.files: list[FileProbe] = []
+        self.result: Probe | None = None
+        self.problem: BadFile | ProbeFailed | None = None
+
+    def feed(self, line: str) -> None:
+        if not line.strip() or self.problem is not None:
+            return
+        try:
+            self._take(line)
+        except (BadFile, ProbeFailed) as error:
+            self.problem = error
+
+    def _take(self, line: str) -> None:
+        if len(line) > LINE_CHARS_MAX or self.result is not None:
+            raise ProbeFailed("the probe said more than it may")
+        try:
+            if len(self.files) == len(self._names):
+                totals = msgspec.json.decode(line.encode(), type=_Totals).totals
+                self.result = Probe(tuple(self.files), totals)
+                return
+            answer = msgspec.json.decode(line.encode(), type=FileProbe)
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            raise ProbeFailed(f"the probe's answer cannot be read: {error}") from None
+        if answer.name != self._names[len(self.files)]:
+            raise ProbeFailed(f"the probe answered for {answer.name!r} out of turn")
+        if answer.error:
+            raise BadFile(len(self.files), answer.error)
+        self.files.append(answer)
+        self._on_file(len(self.files))
