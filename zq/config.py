@@ -90,6 +90,8 @@ class ScheduleSection(Section, frozen=True):
     every_s: Seconds
     expires_s: Seconds | None = None
     """A tick that has not started by then is dropped; default: the interval, so ticks never pile up."""
+    misfire: Annotated[str, Meta(pattern="^(once|skip)$")] = "once"
+    """Ticks missed while no scheduler ran: make up for the newest of them, or leave them all out."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
 
