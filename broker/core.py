@@ -161,7 +161,8 @@ class Core:
     def committed(self) -> None:
         self.book.committed()
         windows = [self._due, self._expiry, *(queue.ready for queue in self.queues.by_name.values())]
-        self._refilled = any([window.refill() for window in windows if window.dry])
+        refilled = [window.refill() for window in windows if window.dry]
+        self._refilled = any(refilled)
 
     def wake_ms(self) -> int:
         """When advance() has something to do if no message comes: a broker time, at most a second ahead."""

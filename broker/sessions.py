@@ -104,7 +104,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions by id, by connection and, for workers, by instance. Ids are unique over restarts: the epoch, then a counter."""
+    """Sessions by id, by connection and, for workers, by instance. Ids are unique over restarts of the broker."""
 
     def __init__(self, epoch: int) -> None:
         self._next = epoch << 32

@@ -1,0 +1,216 @@
+"""The shell around the core: one ROUTER socket, one journal, one loop, one thread.
+
+A round: take what is waiting (bounded), let the core decide, commit once with fsync, then send. While the commit is
+under way new messages gather in the socket, so batches grow with the load by themselves, and a single message on an
+idle broker waits for nothing but its own commit. The thread that runs the loop is the one that owns LMDB: handing a
+batch to another thread and back would cost each submit more than it could win.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import zmq
+
+from zq.broker.access import Access
+from zq.broker.clock import Clock
+from zq.broker.core import Core, Settings
+from zq.broker.journal import JournalError
+from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.queries import Facts
+from zq.broker.sessions import Identity
+from zq.config import Config
+from zq.protocol import codec, limits
+from zq.protocol.errors import Code, WireError
+from zq.protocol.messages import BrokerMessage
+
+log = logging.getLogger("zq.broker")
+
+ROUND_MESSAGES = 1000
+"""Messages of one round: bounds a batch, and with it the time of a commit and of an answer."""
+LOOK_AROUND_MS = 1000
+EXIT_JOURNAL = 74
+"""EX_IOERR of sysexits(3): the journal failed, and what is on disk decides at the next start."""
+
+
+class Server:
+    """Opens everything when made (JournalRefused, ConfigError and zmq.ZMQError come from there); `run` serves."""
+
+    def __init__(self, config: Config, *, software: str = "") -> None:
+        section = config.broker
+        self._config = config
+        self._journal = LmdbJournal(config.data_path / "journal", map_size_bytes=section.map_size_gib << 30)
+        self._clock = Clock(self._journal.time_ms)
+        now_ms = self._clock.now_ms()
+        self._facts = Facts(epoch=self._journal.epoch, started_ms=now_ms, software=software)
+        self.core = Core(self._journal, self._journal.epoch, now_ms, settings(config), self._facts)
+        self._stopping = False
+        self._next_look_ms = 0
+        self._wakeup, self._wakeup_end = socket.socketpair()
+        for end in (self._wakeup, self._wakeup_end):
+            end.setblocking(False)
+        try:
+            self._access = Access(config)
+            self._context = zmq.Context(io_threads=1)
+            self._access.begin(self._context)
+            self._router = self._bind(section.bind)
+        except BaseException:
+            self._journal.close()
+            raise
+        self.address: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _bind(self, address: str) -> zmq.Socket[bytes]:
+        router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        router.setsockopt(zmq.SNDHWM, 10_000)
+        router.setsockopt(zmq.RCVHWM, 10_000)
+        router.setsockopt(zmq.LINGER, 1000)
+        router.setsockopt(zmq.BACKLOG, 1024)
+        router.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        router.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        router.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
+        router.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        self._access.secure(router)
+        try:
+            router.bind(address)
+        except zmq.ZMQError:
+            router.close(linger=0)
+            self._access.end()
+            self._context.term()
+            raise
+        return router
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> int:
+        """Serve until SIGTERM or SIGINT; the process's exit code. `ready` is called when submits are answered."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        if self._access.zap is not None:
+            poller.register(self._access.zap, zmq.POLLIN)
+        ready()
+        try:
+            while not self._stopping:
+                self._round()
+                wait_ms = max(0, self.core.wake_ms() - self._clock.now_ms())
+                if wait_ms and not self._router.getsockopt_int(zmq.EVENTS) & zmq.POLLIN:
+                    self._journal.end_reading()
+                    poller.poll(wait_ms)
+            self.core.submits.closed = Code.STOPPING
+            self._round()
+        except JournalError:
+            # What is on disk is unknown: not one more word may be said, and the next start reads what there is.
+            log.critical("the journal failed; the broker ends at once", exc_info=True)
+            logging.shutdown()
+            os._exit(EXIT_JOURNAL)
+        finally:
+            signal.set_wakeup_fd(-1)
+        self.close()
+        return 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        log.info("stopping", extra={"signal": signal.Signals(number).name})
+        self._stopping = True
+
+    def _round(self) -> None:
+        now_ms = self._clock.now_ms()
+        self._access.answer()
+        for _ in range(ROUND_MESSAGES):
+            try:
+                parts = self._router.recv_multipart(zmq.DONTWAIT, copy=not self._access.curve)
+            except zmq.Again:
+                break
+            self._receive(parts, now_ms)
+        if now_ms >= self._next_look_ms:
+            self._next_look_ms = now_ms + LOOK_AROUND_MS
+            self._look_around()
+        self.core.advance(now_ms)
+        batch = self.core.batch()
+        if batch.steps:
+            self._journal.commit(batch.steps, now_ms)
+        self.core.committed()
+        for peer, message in batch.sends:
+            self._send(peer, message)
+
+    def _receive(self, parts: list[bytes] | list[zmq.Frame], now_ms: int) -> None:
+        identity: Identity | None = None
+        peer = _bytes(parts[0])
+        if self._access.curve:
+            identity = self._access.identity(parts[-1])
+            if identity is None:
+                self.core.refuse(peer, Code.FORBIDDEN, "this key is not known (any more)")
+                return
+        if len(parts) != 2:
+            self.core.refuse(peer, Code.MALFORMED, f"a message is one frame, not {len(parts) - 1}")
+            return
+        try:
+            message = codec.decode_from_peer(_bytes(parts[1]))
+        except WireError as error:
+            self.core.refuse(peer, error.code, error.detail)
+            return
+        self.core.receive(peer, identity, message, now_ms)
+
+    def _send(self, peer: bytes, message: BrokerMessage) -> None:
+        try:
+            self._router.send_multipart((peer, codec.encode(message)), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, errno.EAGAIN):
+                raise
+            # Gone, or reads nothing: the session is over. What it holds is decided by its return or by time.
+            self.core.unreachable(peer)
+
+    # ------------------------------------------------------------------------------------------ once a second
+
+    def _look_around(self) -> None:
+        """Measure what bounds us, and refuse new jobs before the disk is full; acknowledgements then still fit."""
+        self._access.reload()
+        disk = os.statvfs(self._config.data_path)
+        facts = self._facts
+        facts.disk_free_bytes = disk.f_bavail * disk.f_frsize
+        facts.journal_bytes = self._journal.size_bytes()
+        facts.commits = self._journal.commits
+        facts.commit_p99_us = self._journal.commit_p99_us()
+        low = facts.disk_free_bytes < self._config.broker.disk_reserve_mib << 20
+        was_low = self.core.submits.closed is Code.DISK_LOW
+        if low and not was_low:
+            log.error("disk is low: no new jobs are taken", extra={"free_bytes": facts.disk_free_bytes})
+        elif was_low and not low:
+            log.info("disk has room again: new jobs are taken")
+        if not self._stopping:
+            self.core.submits.closed = Code.DISK_LOW if low else None
+
+    def close(self) -> None:
+        self._router.close()
+        self._access.end()
+        self._context.term()
+        self._journal.close()
+        self._wakeup.close()
+        self._wakeup_end.close()
+
+
+def _bytes(part: bytes | zmq.Frame) -> bytes:
+    return part.bytes if isinstance(part, zmq.Frame) else part
+
+
+def settings(config: Config) -> Settings:
+    section = config.broker
+    return Settings(
+        heartbeat_ms=round(section.heartbeat_s * 1000),
+        session_timeout_ms=round(section.session_timeout_s * 1000),
+        resume_grace_ms=round(section.resume_grace_s * 1000),
+        retention_ms=round(section.retention_s * 1000),
+        result_ttl_ms=round(section.result_ttl_s * 1000),
+    )
+
