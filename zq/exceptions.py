@@ -4,6 +4,7 @@
     ├── Unavailable            no answer in time: the outcome is unknown, a retry with the same id is safe
     ├── Refused                the broker answered no; `code` says why, the text what to do
     │   └── Conflict           the same job id was used for another job
+    ├── Invalid                what was given cannot be asked for; nothing was sent
     ├── JobFailed              raised by result(): the job ended dead, cancelled or expired
     ├── ResultTimeout          raised by result(): the job has not ended yet
     └── TaskSignal             raised inside a task
@@ -36,6 +37,10 @@ class Refused(ZqError):
 
 class Conflict(Refused):
     """The same job id was submitted before with another body."""
+
+
+class Invalid(ZqError, ValueError):
+    """What was given cannot be sent: a wrong name, a wrong time, a value that is not plain. Nothing was sent."""
 
 
 class JobFailed(ZqError):

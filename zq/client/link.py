@@ -1,0 +1,110 @@
+"""Where the broker is and how to reach it: address, key, and the options of every client socket."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket as os_socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from zq.client.session import ClientSession
+from zq.config import Config
+from zq.exceptions import Invalid
+from zq.protocol import limits
+from zq.protocol.job import valid_name
+from zq.protocol.messages import Role
+
+LINGER_MS = 500
+"""How long a closing client waits for its last words (BYE) to leave."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """All that a connection needs to know. `public_key` is empty without CURVE."""
+
+    address: str
+    role: Role
+    instance: str
+    software: str
+    public_key: bytes = b""
+    secret_key: bytes = b""
+    server_key: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Link({self.address!r}, {self.role.value}, {self.instance!r}, curve={bool(self.public_key)})"
+
+
+def make_link(
+    config: Config,
+    broker: str | None = None,
+    key: str | os.PathLike[str] | None = None,
+    role: Role | str = Role.SUBMITTER,
+    instance: str | None = None,
+) -> Link:
+    """Raises Invalid for an address, role or name that cannot be, and what the key file's loader raises."""
+    address = broker or config.client.broker
+    if not address.startswith(("tcp://", "ipc://")):
+        raise Invalid(f"broker address {address!r}: give tcp://HOST:PORT, as in tcp://127.0.0.1:5570")
+    try:
+        role = Role(role)
+    except ValueError:
+        raise Invalid(f"role {role!r} is none of {', '.join(Role)}") from None
+    name = instance or f"{os_socket.gethostname() or 'localhost'}-{os.getpid()}"
+    if not valid_name(name):
+        raise Invalid(f"instance {name!r}: a name is printable characters without blanks")
+    keys = _keys(os.fspath(key) if key else config.client.key)
+    return Link(address, role, name, _software(), *keys)
+
+
+def _keys(path: str) -> tuple[bytes, bytes, bytes]:
+    if not path:
+        return b"", b"", b""
+    from zq.keys import load_key_file  # read only where CURVE is used
+
+    found = load_key_file(Path(path).expanduser())
+    return found.public_key, found.secret_key, found.server_key
+
+
+def _software() -> str:
+    from zq import __version__
+
+    return f"zq/{__version__}"
+
+
+def new_session(link: Link) -> ClientSession:
+    return ClientSession(link.role, link.instance, os.urandom(16), link.software, random.random())
+
+
+def open_socket(context: zmq.Context[zmq.Socket[bytes]], link: Link) -> zmq.Socket[bytes]:
+    """A DEALER that connects in the background.
+
+    IMMEDIATE: nothing is queued for a broker that is not there; the session's table is the only queue, so that after a
+    reconnect nothing is sent twice. A send that would block means: not connected.
+    """
+    sock = context.socket(zmq.DEALER)
+    try:
+        sock.setsockopt(zmq.IMMEDIATE, 1)
+        sock.setsockopt(zmq.LINGER, LINGER_MS)
+        sock.setsockopt(zmq.SNDHWM, 0)  # bounded by limits.RESEND_BYTES_MAX in the session
+        sock.setsockopt(zmq.RCVHWM, 10_000)
+        sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        sock.setsockopt(zmq.RECONNECT_IVL, 100)
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+        sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
+        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        if link.address.startswith("tcp://["):
+            sock.setsockopt(zmq.IPV6, 1)
+        if link.public_key:
+            sock.setsockopt(zmq.CURVE_PUBLICKEY, link.public_key)
+            sock.setsockopt(zmq.CURVE_SECRETKEY, link.secret_key)
+            sock.setsockopt(zmq.CURVE_SERVERKEY, link.server_key)
+        sock.connect(link.address)
+    except zmq.ZMQError as error:
+        sock.close(linger=0)
+        raise Invalid(f"broker address {link.address!r}: {error}; give tcp://HOST:PORT") from None
+    return sock

@@ -1,0 +1,143 @@
+"""What a caller asks to be run, checked here, before anything is sent, and turned into the bytes that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from zq import payload
+from zq.config import WorkerSection
+from zq.exceptions import Invalid
+from zq.protocol import job, limits
+
+JobIdLike = str | bytes
+"""A job id as text (a UUID) or as its 16 bytes."""
+
+
+def raw_id(job_id: JobIdLike) -> bytes:
+    """The 16 bytes of a job id. Raises Invalid."""
+    if isinstance(job_id, bytes):
+        if len(job_id) != 16:
+            raise Invalid(f"a job id is 16 bytes, not {len(job_id)}")
+        return job_id
+    try:
+        return job.parse_id(job_id)
+    except (ValueError, AttributeError):
+        raise Invalid(f"{job_id!r} is not a job id (a UUID such as {job.format_id(bytes(16))})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """One job to submit. Its id is made with it: the same request sent twice is one job.
+
+    `countdown` (seconds) and `eta` (with a time zone) say when it may start at the earliest; `expires_s` by when it
+    must have started. A higher `priority` (0–9) is sooner. At most one live job has the same non-empty `key`. Limits
+    that are None come from the configuration (`worker.soft_time_limit_s`, `worker.time_limit_s`).
+    """
+
+    task: str
+    queue: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+    id: JobIdLike = field(default_factory=job.new_job_id)
+    priority: int = limits.PRIORITY_DEFAULT
+    countdown: float | None = None
+    eta: datetime | None = None
+    expires_s: float | None = None
+    max_retries: int = 3
+    backoff_s: float = 60.0
+    soft_time_limit_s: float | None = None
+    time_limit_s: float | None = None
+    key: str = ""
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A job as it travels."""
+
+    id: bytes
+    spec: bytes
+
+
+def encode(request: JobRequest, defaults: WorkerSection) -> Encoded:
+    """The bytes of a request. Raises Invalid (PayloadError for its arguments) and says what to do."""
+    for what, name in (("task", request.task), ("queue", request.queue)):
+        if not isinstance(name, str) or not job.valid_name(name):
+            raise Invalid(
+                f"{what} is {name!r:.220}; a name is 1 to {limits.NAME_CHARS_MAX} printable characters without blanks"
+            )
+    if request.countdown is not None and request.eta is not None:
+        raise Invalid("countdown and eta were both given; give one")
+    hard_ms, soft_ms = _limits_ms(request, defaults)
+    job_id = raw_id(request.id)
+    spec = job.JobSpec(
+        id=job_id,
+        task=request.task,
+        queue=request.queue,
+        arguments=payload.encode_arguments(request.args, request.kwargs if request.kwargs is not None else {}),
+        priority=_whole("priority", request.priority, limits.PRIORITY_MIN, limits.PRIORITY_MAX),
+        delay_ms=_milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
+        run_at_ms=_unix_ms(request.eta) if request.eta is not None else 0,
+        expires_ms=max(_milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
+        max_retries=_whole("max_retries", request.max_retries, 0, limits.RETRIES_MAX),
+        backoff_ms=_milliseconds("backoff_s", request.backoff_s),
+        soft_limit_ms=soft_ms,
+        hard_limit_ms=hard_ms,
+        key=_text("key", request.key, limits.KEY_CHARS_MAX),
+        trace=_text("trace", request.trace, limits.TRACE_CHARS_MAX),
+    )
+    return Encoded(job_id, job.encode_spec(spec))
+
+
+def _limits_ms(request: JobRequest, defaults: WorkerSection) -> tuple[int, int]:
+    hard_s = request.time_limit_s if request.time_limit_s is not None else defaults.time_limit_s
+    hard_ms = _milliseconds("time_limit_s", hard_s)
+    if request.soft_time_limit_s is None:
+        return hard_ms, min(_milliseconds("soft_time_limit_s", defaults.soft_time_limit_s), hard_ms)
+    soft_ms = _milliseconds("soft_time_limit_s", request.soft_time_limit_s)
+    if soft_ms > hard_ms:
+        raise Invalid(
+            f"soft_time_limit_s is {request.soft_time_limit_s:g} and time_limit_s only {hard_s:g};"
+            " the soft limit comes first"
+        )
+    return hard_ms, soft_ms
+
+
+def _milliseconds(what: str, value_s: float) -> int:
+    bound_s = limits.DURATION_MS_MAX // 1000
+    if isinstance(value_s, bool) or not isinstance(value_s, (int, float)) or not 0 <= value_s <= bound_s:
+        raise Invalid(f"{what} is {value_s!r:.60}; give seconds from 0 to {bound_s} (366 days)")
+    return round(value_s * 1000)
+
+
+def _whole(what: str, value: int, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Invalid(f"{what} is {value!r:.60}; give a whole number from {least} to {most}")
+    return value
+
+
+def _text(what: str, value: str, chars_max: int) -> str:
+    if not isinstance(value, str) or len(value) > chars_max:
+        raise Invalid(f"{what} is {value!r:.60}; give text of at most {chars_max} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Invalid(f"{what} has a lone surrogate, which UTF-8 cannot hold") from None
+    return value
+
+
+def _unix_ms(eta: datetime) -> int:
+    if not isinstance(eta, datetime):
+        raise Invalid(f"eta is {eta!r:.60}; give a datetime with a time zone")
+    if eta.utcoffset() is None:
+        raise Invalid(
+            f"eta {eta.isoformat()} has no time zone; give one, as in"
+            ' datetime(2025, 6, 1, 9, 0, tzinfo=ZoneInfo("Asia/Shanghai")), or use countdown'
+        )
+    value_ms = round(eta.timestamp() * 1000)
+    if value_ms <= 0:
+        raise Invalid(f"eta {eta.isoformat()} is not after 1970")
+    return value_ms

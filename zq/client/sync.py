@@ -1,0 +1,370 @@
+"""The client for ordinary code: threads, fork, gevent, Ctrl-C.
+
+There is no thread behind it. A call borrows a connection, waits on its descriptor with `select.poll` (which gevent
+replaces with its own when it has patched the process, so greenlets run meanwhile), and puts it back. A child made by
+fork finds that the pid has changed and opens connections of its own; the parent's are left alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import zmq
+
+from zq import config as configuration
+from zq.client import answers, verbs
+from zq.client.connection import Connection
+from zq.client.job import Job
+from zq.client.link import Link, make_link
+from zq.client.requests import JobIdLike, JobRequest, encode, raw_id
+from zq.client.session import Answered, GivenUp, Question
+from zq.config import Config
+from zq.exceptions import Invalid, Unavailable
+from zq.protocol import limits, messages
+from zq.protocol.job import State, new_job_id
+from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, JobDetail, QueueInfo, Receipt, Role, WorkerInfo
+
+T = TypeVar("T")
+
+CONNECTIONS_MAX: Final = 64
+"""Calls of one client that can be under way at once, from different threads or greenlets."""
+IN_FLIGHT_MAX: Final = 8
+"""SUBMITs that one `submit_many` has on the way: enough to keep the broker's disk busy, and at most 8 MiB."""
+POLL_S_MAX: Final = 1.0
+"""A wait is cut into pieces of this, should an edge of the descriptor ever be missed."""
+NO_LIMIT_S: Final = limits.DURATION_MS_MAX / 1000
+
+
+class _Pool:
+    """The connections of one process."""
+
+    def __init__(self, link: Link) -> None:
+        self.pid = os.getpid()
+        self._link = link
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._free: list[Connection] = []
+        self._all: list[Connection] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def borrowed(self, deadline_s: float) -> Iterator[Connection]:
+        connection = self._take(deadline_s)
+        try:
+            yield connection
+        finally:
+            with self._changed:
+                self._free.append(connection)
+                if self._closed:
+                    self._end()
+                self._changed.notify()
+
+    def _take(self, deadline_s: float) -> Connection:
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise Invalid("this client is closed; make another one")
+                if self._free:
+                    return self._free.pop()  # the last one used: it has been heard of most recently
+                if len(self._all) < CONNECTIONS_MAX:
+                    number = len(self._all)
+                    name = self._link.instance if number == 0 else f"{self._link.instance}-{number}"
+                    connection = Connection(replace(self._link, instance=name[: limits.NAME_CHARS_MAX]), self._context)
+                    self._all.append(connection)
+                    return connection
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or not self._changed.wait(left_s):
+                    raise Unavailable(
+                        f"all {CONNECTIONS_MAX} connections of this client are waiting for answers; nothing was sent."
+                        " Fewer threads, or zq.AsyncClient, which needs one connection for any number of questions"
+                    )
+
+    def close(self) -> None:
+        """Idempotent. Connections that are in use are closed when their calls end."""
+        if os.getpid() != self.pid:
+            for connection in self._all:
+                connection.abandon()
+            self._context.term()
+            return
+        with self._changed:
+            self._closed = True
+            self._end()
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        for connection in self._free:
+            connection.close()
+            self._all.remove(connection)
+        self._free.clear()
+        if not self._all and not self._context.closed:
+            self._context.term()
+
+
+class Client:
+    """A connection to the broker for submitting jobs and asking about them.
+
+    Opens nothing before the first call. Every call returns within `timeout_s` (default: `client.timeout_s`) or raises
+    Unavailable: whether the broker did it is then unknown, and asking again with the same ids is safe. Safe to share
+    between threads and greenlets, and to use after fork. Close it, or use it in a `with`.
+
+    Raises ConfigError if no `config` is given and the file is wrong, Invalid for a wrong address, role or name.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        broker: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        timeout_s: float | None = None,
+        role: Role | str = Role.SUBMITTER,
+        instance: str | None = None,
+    ) -> None:
+        self.config = config if config is not None else configuration.load()
+        self.timeout_s = timeout_s if timeout_s is not None else self.config.client.timeout_s
+        self._link = make_link(self.config, broker, key, role, instance)
+        self._pools: dict[int, _Pool] = {}
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _close_all, self._pools)
+
+    @property
+    def address(self) -> str:
+        return self._link.address
+
+    def submit(
+        self,
+        task: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str,
+        id: JobIdLike | None = None,
+        priority: int = limits.PRIORITY_DEFAULT,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires_s: float | None = None,
+        max_retries: int = 3,
+        backoff_s: float = 60.0,
+        soft_time_limit_s: float | None = None,
+        time_limit_s: float | None = None,
+        key: str = "",
+        trace: str = "",
+    ) -> Job[Any]:
+        """Submit a job by its task's name; when this returns, the job is on the broker's disk.
+
+        The parameters are those of `JobRequest`. If a live job has `key`, that job's handle is returned, with
+        `deduplicated` set. Raises Invalid, Unavailable, Refused, Conflict.
+        """
+        return self.submit_request(
+            JobRequest(
+                task=task,
+                queue=queue,
+                args=args,
+                kwargs=kwargs,
+                id=id if id is not None else new_job_id(),
+                priority=priority,
+                countdown=countdown,
+                eta=eta,
+                expires_s=expires_s,
+                max_retries=max_retries,
+                backoff_s=backoff_s,
+                soft_time_limit_s=soft_time_limit_s,
+                time_limit_s=time_limit_s,
+                key=key,
+                trace=trace,
+            )
+        )
+
+    def submit_request(self, request: JobRequest) -> Job[Any]:
+        """As `submit`. The same request again is the same job."""
+        encoded = encode(request, self.config.worker)
+        try:
+            (receipt,) = self._call(verbs.submit([encoded]))
+        except Unavailable as error:
+            raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
+        return Job(self, answers.check_receipt(receipt).job_id, receipt)
+
+    def submit_many(self, requests: Sequence[JobRequest]) -> list[Receipt]:
+        """Submit a batch in as few messages as possible. One receipt each, in their order: look at `status`.
+
+        Raises Invalid before anything is sent if one cannot be; Unavailable if an answer is missing: some may be
+        accepted then, and the same list again is safe.
+        """
+        return self._call(verbs.submit([encode(request, self.config.worker) for request in requests]))
+
+    def job(self, id: JobIdLike) -> Job[Any]:
+        """A handle; nothing is asked yet."""
+        return Job(self, raw_id(id))
+
+    def queues(self) -> list[QueueInfo]:
+        return self._call(verbs.queues())
+
+    def jobs(
+        self, queue: str = "", state: State | str = State.READY, after: bytes = b"", limit: int = 100
+    ) -> verbs.JobPage:
+        """One page of the jobs in a state; of all queues without `queue`."""
+        return self._call(verbs.jobs(queue, state, after, limit))
+
+    def detail(self, id: JobIdLike) -> JobDetail:
+        """Raises Refused(NOT_FOUND) for a job that never was or is not kept any more."""
+        return self._call(verbs.detail(id))
+
+    def workers(self) -> list[WorkerInfo]:
+        return self._call(verbs.workers())
+
+    def broker(self) -> BrokerInfo:
+        return self._call(verbs.broker())
+
+    def cancel(self, ids: Sequence[JobIdLike]) -> list[Change]:
+        """One change each. A running job is told to stop; its state changes when it has."""
+        return self._call(verbs.cancel(ids))
+
+    def retry(self, ids: Sequence[JobIdLike]) -> list[Change]:
+        """Run dead, cancelled or expired jobs again, their attempts forgotten."""
+        return self._call(verbs.retry(ids))
+
+    def wait(self, id: JobIdLike, timeout_s: float | None = None) -> messages.Ended | None:
+        """How the job ended; None if it has not within `timeout_s` (None: for as long as it takes).
+
+        Broker restarts meanwhile do no harm; one that is away for longer than the client's `timeout_s` raises
+        Unavailable.
+        """
+        if timeout_s is not None and timeout_s <= 0:
+            return verbs.ended_from(self.detail(id))
+        limit_s = min(timeout_s if timeout_s is not None else NO_LIMIT_S, NO_LIMIT_S)
+        call = verbs.wait(id, limit_s)
+        (outcome,) = self._exchange(call.questions, limit_s)
+        if isinstance(outcome, GivenUp):
+            return None
+        return call.read([outcome])
+
+    def result(self, id: JobIdLike, timeout_s: float | None = None) -> Any:
+        """What the job returned. Raises ResultTimeout, JobFailed, Unavailable, Refused(NOT_FOUND)."""
+        ended = self.wait(id, timeout_s)
+        if ended is None:
+            raise answers.not_ended(raw_id(id), timeout_s or 0)
+        return answers.value_of(ended)
+
+    def close(self) -> None:
+        """Idempotent. Takes at most half a second."""
+        self._closed = True
+        self._finalizer()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<zq.Client {self._link.address}>"
+
+    def _call(self, call: verbs.Call[T]) -> T:
+        outcomes = self._exchange(call.questions, self.timeout_s)
+        return call.read([outcome for outcome in outcomes if not isinstance(outcome, GivenUp)])
+
+    def _pool(self) -> _Pool:
+        if self._closed:
+            raise Invalid("this client is closed; make another one")
+        pid = os.getpid()
+        pool = self._pools.get(pid)
+        if pool is None:
+            for stale in list(self._pools.values()):
+                stale.close()
+            pool = self._pools.setdefault(pid, _Pool(self._link))
+        return pool
+
+    def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
+        """Ask, at most `IN_FLIGHT_MAX` at once, and wait for all answers.
+
+        GivenUp stands for a question that was not answered although the broker was there, if it is a WAIT; anything
+        else that is given up raises Unavailable.
+        """
+        patience_s = min(self.timeout_s, limit_s) if limit_s < NO_LIMIT_S else self.timeout_s
+        with self._pool().borrowed(time.monotonic() + limit_s) as connection:
+            exchange = _Exchange(connection, questions, limit_s, patience_s)
+            try:
+                return exchange.run()
+            finally:
+                exchange.forget()
+
+
+class _Exchange:
+    """Some questions on one connection, until all have their answers."""
+
+    def __init__(
+        self, connection: Connection, questions: Sequence[Question], limit_s: float, patience_s: float
+    ) -> None:
+        self._connection = connection
+        self._questions = questions
+        self._limit_s = limit_s
+        self._patience_s = patience_s
+        self._index: dict[int, int] = {}
+
+    def run(self) -> list[BrokerMessage | GivenUp]:
+        found: dict[int, BrokerMessage | GivenUp] = {}
+        todo = iter(enumerate(self._questions))
+        while len(found) < len(self._questions):
+            now_s = time.monotonic()
+            for index, question in itertools.islice(todo, IN_FLIGHT_MAX - len(self._index)):
+                request = self._connection.ask(question, now_s, now_s + self._limit_s, self._patience_s)
+                self._index[request] = index
+            more = self._connection.turn(now_s)
+            answered = self._collect(found)
+            if not more and not answered:
+                _wait_readable(self._connection)
+        return [found[index] for index in range(len(self._questions))]
+
+    def forget(self) -> None:
+        """After an error or Ctrl-C the connection is clean for its next user."""
+        for request in self._index:
+            self._connection.session.forget(request)
+
+    def _collect(self, found: dict[int, BrokerMessage | GivenUp]) -> bool:
+        outcomes = self._connection.outcomes
+        before = len(found)
+        while outcomes:
+            outcome = outcomes.popleft()
+            index = self._index.pop(outcome.request, None)
+            if index is None:
+                continue
+            if isinstance(outcome, Answered):
+                found[index] = outcome.answer
+            elif outcome.in_contact and isinstance(self._questions[index], messages.Wait):
+                found[index] = outcome
+            else:
+                link = self._connection.link
+                raise answers.unavailable(
+                    link.address,
+                    self._patience_s,
+                    connected=self._connection.connected,
+                    with_key=bool(link.public_key),
+                )
+        return len(found) > before
+
+
+def _wait_readable(connection: Connection) -> None:
+    wake_s = connection.session.next_wake_s()
+    left_s = POLL_S_MAX if wake_s is None else min(max(wake_s - time.monotonic(), 0.0), POLL_S_MAX)
+    poller = select.poll()  # looked up now: gevent may have replaced it
+    if connection.fd >= 0:
+        poller.register(connection.fd, select.POLLIN)
+    poller.poll(left_s * 1000 + 1)
+
+
+def _close_all(pools: dict[int, _Pool]) -> None:
+    for pool in list(pools.values()):
+        pool.close()
