@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import zmq
 
@@ -105,7 +106,7 @@ class Server:
             while not self._stopping:
                 self._round()
                 wait_ms = max(0, self.core.wake_ms() - self._clock.now_ms())
-                if wait_ms and not self._router.getsockopt_int(zmq.EVENTS) & zmq.POLLIN:
+                if wait_ms and not cast(int, self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     self._journal.end_reading()
                     poller.poll(wait_ms)
             self.core.submits.closed = Code.STOPPING

@@ -23,7 +23,7 @@ _config_option = click.option("--config", "config_path", metavar="PATH", help="C
 @command.command("new")
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What the owner of the key may be.")
-@click.option("--queue", "queues", multiple=True, metavar="PATTERN", help="Queues it may use (repeatable; default all).")
+@click.option("--queue", "queues", multiple=True, metavar="PATTERN", help="Queues it may use (repeatable).")
 @_config_option
 def new_command(name: str, role: str, queues: tuple[str, ...], config_path: str | None) -> None:
     """Make a key named NAME and print the path of its file.
@@ -48,7 +48,7 @@ def ls_command(as_json: bool, config_path: str | None) -> None:
         _fail(error)
     if as_json:
         rows = [
-            {"name": k.name, "role": k.role, "queues": list(k.queues), "public_key": k.public_key.decode()} for k in keys
+            {"name": k.name, "role": k.role, "queues": k.queues, "public_key": k.public_key.decode()} for k in keys
         ]
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
