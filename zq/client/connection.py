@@ -8,7 +8,7 @@ from typing import Final
 
 import zmq
 
-from zq.client.link import LINGER_MS, Link, new_session, open_socket
+from zq.client.link import LINGER_MS, ClientContext, ClientSocket, Link, new_session, open_socket
 from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
 
 FRAMES_PER_TURN: Final = 1000
@@ -30,7 +30,7 @@ class Connection:
     def __init__(
         self,
         link: Link,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: ClientContext,
         opened: Callable[[int], None] = _nothing,
         closing: Callable[[int], None] = _nothing,
     ) -> None:
@@ -42,7 +42,7 @@ class Connection:
         self._context = context
         self._opened = opened
         self._closing = closing
-        self._socket: zmq.Socket[bytes] | None = None
+        self._socket: ClientSocket | None = None
         self._fd = -1
         self._outbox: deque[bytes] = deque()
 
@@ -64,7 +64,7 @@ class Connection:
         while self._socket is not None and frames < FRAMES_PER_TURN:
             self._flush(self._socket)
             frames += self._drain(self._socket, now_s, FRAMES_PER_TURN - frames)
-            sock: zmq.Socket[bytes] | None = self._socket  # an answer may have led to another socket
+            sock: ClientSocket | None = self._socket  # an answer may have led to another socket
             if sock is None:
                 break
             events = sock.getsockopt(zmq.EVENTS)
@@ -81,10 +81,8 @@ class Connection:
         self._drop_socket(LINGER_MS)
 
     def abandon(self) -> None:
-        """In a forked child: the socket is the parent's. pyzmq sees the other pid and touches nothing."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """In a forked child: the socket is the parent's, and must not be touched."""
+        self._socket = None
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -112,7 +110,7 @@ class Connection:
             self._socket = None
             self._fd = -1
 
-    def _flush(self, sock: zmq.Socket[bytes]) -> None:
+    def _flush(self, sock: ClientSocket) -> None:
         while self._outbox:
             try:
                 sock.send(self._outbox[0], zmq.NOBLOCK)
@@ -121,7 +119,7 @@ class Connection:
             self._outbox.popleft()
             self.connected = True
 
-    def _drain(self, sock: zmq.Socket[bytes], now_s: float, frames_max: int) -> int:
+    def _drain(self, sock: ClientSocket, now_s: float, frames_max: int) -> int:
         """Read what has come; the number of frames."""
         for count in range(frames_max):
             try:

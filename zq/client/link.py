@@ -7,6 +7,7 @@ import random
 import socket as os_socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -74,11 +75,36 @@ def _software() -> str:
     return f"zq/{__version__}"
 
 
+class _Owned:
+    """A forked child inherits the objects, not what they stand for: collecting them there is nobody's fault.
+
+    pyzmq itself touches nothing under another pid, but warns of an unclosed socket that the child cannot close.
+    """
+
+    owner_pid = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.owner_pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() == self.owner_pid:
+            super().__del__()  # type: ignore[misc]
+
+
+class ClientSocket(_Owned, zmq.Socket[bytes]):
+    pass
+
+
+class ClientContext(_Owned, zmq.Context[ClientSocket]):
+    _socket_class = ClientSocket
+
+
 def new_session(link: Link) -> ClientSession:
     return ClientSession(link.role, link.instance, os.urandom(16), link.software, random.random())
 
 
-def open_socket(context: zmq.Context[zmq.Socket[bytes]], link: Link) -> zmq.Socket[bytes]:
+def open_socket(context: ClientContext, link: Link) -> ClientSocket:
     """A DEALER that connects in the background.
 
     IMMEDIATE: nothing is queued for a broker that is not there; the session's table is the only queue, so that after a

@@ -319,7 +319,8 @@ class ClientSession:
         if message.code is Code.UNKNOWN_SESSION and self.phase is Phase.READY:
             if self._greetings <= 1:
                 return self._greet(now_s, reopen=False)
-            return self._rest(message.retry_after_ms, now_s)  # it greets us and then does not know us: not in a tight loop
+            # It greets us and then does not know us: not in a tight loop.
+            return self._rest(message.retry_after_ms, now_s)
         if message.code is Code.STOPPING and self.phase is Phase.READY:
             return self._rest(message.retry_after_ms, now_s)
         self._in_contact(now_s)

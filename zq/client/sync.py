@@ -20,13 +20,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-import zmq
-
 from zq import config as configuration
 from zq.client import answers, verbs
 from zq.client.connection import Connection
 from zq.client.job import Job
-from zq.client.link import Link, make_link
+from zq.client.link import ClientContext, Link, make_link
 from zq.client.requests import JobIdLike, JobRequest, encode, raw_id
 from zq.client.session import Answered, GivenUp, Question
 from zq.config import Config
@@ -52,7 +50,7 @@ class _Pool:
     def __init__(self, link: Link) -> None:
         self.pid = os.getpid()
         self._link = link
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._context = ClientContext(io_threads=1)
         self._free: list[Connection] = []
         self._all: list[Connection] = []
         self._changed = threading.Condition()
@@ -95,7 +93,6 @@ class _Pool:
         if os.getpid() != self.pid:
             for connection in self._all:
                 connection.abandon()
-            self._context.term()
             return
         with self._changed:
             self._closed = True

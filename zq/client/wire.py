@@ -6,11 +6,9 @@ import asyncio
 import functools
 import time
 
-import zmq
-
 from zq.client import answers
 from zq.client.connection import Connection
-from zq.client.link import Link
+from zq.client.link import ClientContext, Link
 from zq.client.session import Answered, GivenUp, Question
 from zq.exceptions import Unavailable
 from zq.protocol import messages
@@ -25,7 +23,7 @@ class Wire:
     def __init__(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._link = link
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._context = ClientContext(io_threads=1)
         self._connection = Connection(link, self._context, self._watch, self._unwatch)
         self._futures: dict[int, tuple[Question, float, asyncio.Future[Outcome]]] = {}
         self._timer: asyncio.TimerHandle | None = None

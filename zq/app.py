@@ -1,0 +1,236 @@
+"""`zq.App` and its task decorator: a function becomes a task that can be called now or run later.
+
+An App reads its configuration and opens its client only when something is submitted, so importing a module of tasks
+costs nothing and needs no broker; a worker imports it just the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from zq import registry
+from zq.client.requests import JobIdLike, JobRequest
+from zq.config import Config, load
+from zq.exceptions import Invalid
+from zq.protocol import limits
+from zq.protocol.job import new_job_id, valid_name
+
+if TYPE_CHECKING:
+    from zq.client.job import Job
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class Submits(Protocol):
+    """What an App needs of a client: `zq.Client`, or the one of `zq.testing`."""
+
+    def submit_request(self, request: JobRequest) -> Job[Any]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What `App.task` was given. Limits that are None come from the configuration when a job is submitted."""
+
+    queue: str
+    priority: int = limits.PRIORITY_DEFAULT
+    max_retries: int = 3
+    backoff_s: float = 60.0
+    soft_time_limit_s: float | None = None
+    time_limit_s: float | None = None
+    expires_s: float | None = None
+
+
+class App:
+    """A set of tasks and the broker they are submitted to.
+
+    `config` is a Config, a path of a file, or None: then `ZQ_CONFIG`, `./zq.toml` and the `ZQ_…` variables are read, at
+    the first submit. Safe to share between threads and to use after fork.
+    """
+
+    def __init__(self, config: Config | str | os.PathLike[str] | None = None) -> None:
+        self._source = config
+        self._client: Submits | None = None
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """Raises ConfigError."""
+        return self._source if isinstance(self._source, Config) else load(self._source)
+
+    @property
+    def client(self) -> Submits:
+        """The client that `delay` uses, made at the first use."""
+        client = self._client
+        if client is None:
+            from zq.client.sync import Client
+
+            with self._lock:
+                client = self._client = self._client or Client(self.config)
+        return client
+
+    def close(self) -> None:
+        """Close the client. The next submit makes a new one."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    @contextmanager
+    def using(self, client: Submits) -> Iterator[None]:
+        """Submit through `client` in this block; it stays open. For tests, and for a client with other settings."""
+        before, self._client = self._client, client
+        try:
+            yield
+        finally:
+            self._client = before
+
+    def task(
+        self,
+        *,
+        queue: str,
+        name: str | None = None,
+        priority: int = limits.PRIORITY_DEFAULT,
+        max_retries: int = 3,
+        backoff_s: float = 60.0,
+        soft_time_limit_s: float | None = None,
+        time_limit_s: float | None = None,
+        expires_s: float | None = None,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
+        """Make a function a task of `queue`. Its name is `module.function` unless `name` is given.
+
+        After a failure a job runs again up to `max_retries` times, the first time after `backoff_s`, then doubling. At
+        `soft_time_limit_s` the function gets SoftTimeLimitExceeded, at `time_limit_s` its processes are ended.
+        Raises Invalid for what no job could be submitted with.
+        """
+        options = TaskOptions(
+            queue=queue,
+            priority=priority,
+            max_retries=max_retries,
+            backoff_s=backoff_s,
+            soft_time_limit_s=soft_time_limit_s,
+            time_limit_s=time_limit_s,
+            expires_s=expires_s,
+        )
+
+        def decorate(function: Callable[P, R]) -> Task[P, R]:
+            task = Task(self, function, name or task_name(function), options)
+            registry.register(task.name, function, options)
+            return task
+
+        return decorate
+
+
+class Task(Generic[P, R]):
+    """A function that can be run later. Calling it runs it now, here, with no broker involved."""
+
+    def __init__(self, app: App, function: Callable[P, R], name: str, options: TaskOptions) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise Invalid(f"task {name}: an async function cannot be a task; write a plain one and asyncio.run inside it")
+        for what, value in (("task name", name), ("queue", options.queue)):
+            if not isinstance(value, str) or not valid_name(value):
+                raise Invalid(
+                    f"{what} {value!r:.220}: a name is 1 to {limits.NAME_CHARS_MAX} printable characters without blanks"
+                )
+        self.app = app
+        self.function = function
+        self.name = name
+        self.options = options
+        self._signature = inspect.signature(function)
+        functools.update_wrapper(self, function)
+        self.request()  # wrong options are found where they are written, not at the first submit
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Run it later, with these arguments. Returns once the job is durable.
+
+        Raises TypeError if the function does not take these arguments, Invalid, Unavailable, Refused.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires_s: float | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        key: str = "",
+        id: JobIdLike | None = None,
+        max_retries: int | None = None,
+        backoff_s: float | None = None,
+        soft_time_limit_s: float | None = None,
+        time_limit_s: float | None = None,
+        trace: str = "",
+    ) -> Job[R]:
+        """Run it later; the parameters are those of `JobRequest`, and None means as the task was declared.
+
+        If a live job has `key`, that job's handle is returned, with `deduplicated` set. Raises as `delay`, and Conflict
+        if `id` was used for another job.
+        """
+        request = self.request(
+            args=args,
+            kwargs=kwargs,
+            countdown=countdown,
+            eta=eta,
+            expires_s=expires_s,
+            priority=priority,
+            queue=queue,
+            key=key,
+            id=id,
+            max_retries=max_retries,
+            backoff_s=backoff_s,
+            soft_time_limit_s=soft_time_limit_s,
+            time_limit_s=time_limit_s,
+            trace=trace,
+        )
+        self._signature.bind(*request.args, **(request.kwargs or {}))
+        return cast("Job[R]", self.app.client.submit_request(request))
+
+    def request(self, **given: Any) -> JobRequest:
+        """What `apply_async` with these parameters would submit; for `submit_many` and `AsyncClient.submit_request`."""
+        declared = JobRequest(
+            task=self.name,
+            queue=self.options.queue,
+            id=new_job_id(),
+            priority=self.options.priority,
+            max_retries=self.options.max_retries,
+            backoff_s=self.options.backoff_s,
+            soft_time_limit_s=self.options.soft_time_limit_s,
+            time_limit_s=self.options.time_limit_s,
+            expires_s=self.options.expires_s,
+        )
+        return replace(declared, **{name: value for name, value in given.items() if value is not None})
+
+    def __repr__(self) -> str:
+        return f"<zq task {self.name}>"
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """`module.function`; for a script that is being run, the name a worker will import it under: its file's stem."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        file = getattr(main, "__file__", None)
+        if spec is not None:
+            module = spec.name
+        elif file is not None:
+            module = Path(file).stem
+    return f"{module}.{function.__name__}"
