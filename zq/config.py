@@ -252,7 +252,7 @@ def _refuse_unknown(table: Mapping[str, Any], struct: type, *, where: str, prefi
                     _refuse_unknown(item, entry, where=where, prefix=f"{prefix}{key}.{name}.")
 
 
-_NOT_SETTINGS = {"ZQ_CONFIG", "ZQ_FFMPEG"}
+_NOT_SETTINGS = {"ZQ_CONFIG", "ZQ_FFMPEG", "ZQ_WORKER"}
 
 
 def _environment(env: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
