@@ -8,37 +8,65 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import zq
 from zq import config
 from zq.context import JobContext, current_job
 from zq.exams import names, times
 from zq.exams.errors import ExamError
+from zq.exams.merging import QUEUE
 from zq.exams.segments import MergeRefused
 from zq.exams.storage import RecordingStorage
-from zq.exceptions import Reject, Retry
+from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.cleanup import clean_up
 from zq.workers.ffmpeg import find_ffmpeg
 from zq.workers.merge_run import MergeRequest, MergeSettings, run_merge
+from zq.workers.recording_fate import RecordingFate, require_done
+
+MERGE_RETRIES = 3
 
 
+app = zq.App()
+
+
+@app.task(queue=QUEUE, max_retries=MERGE_RETRIES)
 def merge_recording(exam_id: str, student_id: str, student_name: str = "", folder: str = "") -> dict[str, Any]:
-    """Merge one student's segments into one video beside their folder; no segment is deleted.
+    """Merge one student's segments into one video beside their folder; no segment is deleted, but their clean-up is
+    submitted, as a job of its own.
 
     `folder` is where the segments are, if not in `{storage}/{exam_id}/recordings/{student_id}`; relative paths are
     relative to the storage, and it must lie inside of it. Returns `MergeResult.to_dict()`. Raises Reject, its text
     beginning with one of `zq.exams.segments.REASONS`, where another try could not help.
     """
     settings = config.load()
-    with _task_signals():
-        request = _request(settings, exam_id, student_id, student_name, folder)
-        return run_merge(current_job(), request, merge_settings(settings)).to_dict()
+    job: JobContext = current_job()
+    fate = RecordingFate(settings, job, exam_id, student_id)
+    try:
+        with _task_signals():
+            request = _request(settings, exam_id, student_id, student_name, folder)
+            result = run_merge(job, request, merge_settings(settings))
+    except Exception as error:
+        # What another attempt may mend is not a failed recording yet; a lost lease is another attempt's business.
+        if isinstance(error, Reject) or (job.attempt > MERGE_RETRIES and not isinstance(error, LeaseLost)):
+            fate.failed(str(error) or type(error).__name__)
+        raise
+    fate.merged(result, folder)
+    return result.to_dict()
 
 
-def clean_up_recording(exam_id: str, student_id: str, folder: str = "") -> dict[str, Any]:
-    """Delete the segments that are in the student's merged video. Returns `CleanupResult.to_dict()`."""
+@app.task(queue=QUEUE)
+def clean_up_recording(
+    exam_id: str, student_id: str, folder: str = "", merge_job_id: str = ""
+) -> dict[str, Any]:
+    """Delete the segments that are in the student's merged video. Returns `CleanupResult.to_dict()`.
+
+    With `merge_job_id` not before the broker has that job as done.
+    """
     job: JobContext = current_job()
     settings = config.load()
     with _task_signals():
         request = _request(settings, exam_id, student_id, "", folder)
+        if merge_job_id:
+            require_done(settings, merge_job_id)
         result = clean_up(
             request.target,
             exam_id,

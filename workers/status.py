@@ -1,0 +1,83 @@
+"""The status check as a task: submitted by the scheduler every `exams.status_every_s`, run by the status worker."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import Any
+
+import zq
+from zq import config
+from zq.client.sync import Client
+from zq.exams.check import StatusReport, check
+from zq.exams.errors import ExamError
+from zq.exams.merging import submit_merges
+from zq.exams.storage import RecordingStorage
+from zq.exams.store import ExamStore
+
+SHOWN_MAX = 100
+"""Students named in a result; a whole exam may go offline at once."""
+
+app = zq.App()
+log = logging.getLogger("zq.workers")
+
+
+class _Slot:
+    """What a slot opens once and keeps from check to check."""
+
+    def __init__(self) -> None:
+        self.config = config.load()
+        self.store = ExamStore(self.config.database_url, self.config.exams.time_zone)
+        self.storage = RecordingStorage(self.config.storage_path)
+        self.client = Client(self.config)
+
+
+@functools.cache
+def _slot() -> _Slot:
+    return _Slot()
+
+
+@app.task(queue="status_check", max_retries=0, soft_time_limit_s=60, time_limit_s=90)
+def check_exams() -> dict[str, Any]:
+    """Bring exams and students to what the clock and their signs of life say, and submit the merges that are due.
+
+    Not retried: the next tick does the same. A merge that the broker does not take now is handed out again by the
+    next check.
+    """
+    slot = _slot()
+    report = check(
+        slot.store,
+        time.time_ns() // 1_000_000,
+        slot.config.exams.offline_after_s,
+        has_segments=slot.storage.has_segments,
+    )
+    result = summary(report)
+    if report.merges:
+        result["merges"], result["trouble"] = _submit(slot, report)
+    return result
+
+
+def _submit(slot: _Slot, report: StatusReport) -> tuple[int, str]:
+    """How many of the merges the broker has, and why not all of them."""
+    try:
+        submitted = submit_merges(slot.client, slot.store, slot.config, report.merges)
+    except (zq.Unavailable, ExamError) as error:
+        # What the check wrote is written; failing now would only hide it.
+        log.warning("the merges wait for the next check: %s", error)
+        return 0, str(error)
+    refused = [item.detail for item in submitted if not item.accepted]
+    return len(submitted) - len(refused), refused[0] if refused else ""
+
+
+def summary(report: StatusReport) -> dict[str, Any]:
+    """The report as a job's result: plain and bounded."""
+    return {
+        "started": list(report.started[:SHOWN_MAX]),
+        "completed": list(report.completed[:SHOWN_MAX]),
+        "live": report.live,
+        "online": report.online,
+        "went_offline": [list(key) for key in report.went_offline[:SHOWN_MAX]],
+        "came_online": [list(key) for key in report.came_online[:SHOWN_MAX]],
+        "closed": [list(key) for key in report.closed[:SHOWN_MAX]],
+    }
