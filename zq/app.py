@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from zq import registry
-from zq.client.requests import JobIdLike, JobRequest
-from zq.config import Config, load
+from zq.client.requests import JobIdLike, JobRequest, encode
+from zq.config import Config, WorkerSection, load
 from zq.exceptions import Invalid
 from zq.protocol import limits
-from zq.protocol.job import new_job_id, valid_name
 
 if TYPE_CHECKING:
     from zq.client.job import Job
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+
+_ANY_LIMITS = WorkerSection(time_limit_s=31_536_000)
+"""For a check before the configuration is read: a soft limit alone may fit the time limit that stands there."""
 
 
 class Submits(Protocol):
@@ -137,19 +139,14 @@ class Task(Generic[P, R]):
 
     def __init__(self, app: App, function: Callable[P, R], name: str, options: TaskOptions) -> None:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise Invalid(f"task {name}: an async function cannot be a task; write a plain one and asyncio.run inside it")
-        for what, value in (("task name", name), ("queue", options.queue)):
-            if not isinstance(value, str) or not valid_name(value):
-                raise Invalid(
-                    f"{what} {value!r:.220}: a name is 1 to {limits.NAME_CHARS_MAX} printable characters without blanks"
-                )
+            raise Invalid(f"task {name}: an async function cannot be a task; write a plain one with asyncio.run inside")
         self.app = app
         self.function = function
         self.name = name
         self.options = options
         self._signature = inspect.signature(function)
         functools.update_wrapper(self, function)
-        self.request()  # wrong options are found where they are written, not at the first submit
+        encode(self.request(), _ANY_LIMITS)  # wrong options are found where they are written, not at the first submit
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -208,7 +205,6 @@ class Task(Generic[P, R]):
         declared = JobRequest(
             task=self.name,
             queue=self.options.queue,
-            id=new_job_id(),
             priority=self.options.priority,
             max_retries=self.options.max_retries,
             backoff_s=self.options.backoff_s,

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from zq import config as configuration
 from zq.client import answers, verbs
+from zq.client.blocking import IN_FLIGHT_MAX, NO_LIMIT_S
 from zq.client.job import AsyncJob
 from zq.client.link import make_link
 from zq.client.requests import Encoded, JobIdLike, JobRequest, encode, raw_id
 from zq.client.session import GivenUp, Question
-from zq.client.sync import IN_FLIGHT_MAX, NO_LIMIT_S
 from zq.client.wire import Outcome, Wire
 from zq.config import Config
 from zq.exceptions import Invalid, Unavailable, ZqError
@@ -44,7 +44,7 @@ class AsyncClient:
         broker: str | None = None,
         key: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
-        role: Role | str = Role.SUBMITTER,
+        role: Role | str | None = None,
         instance: str | None = None,
     ) -> None:
         self.config = config if config is not None else configuration.load()

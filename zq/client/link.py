@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import random
 import socket as os_socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -17,6 +17,9 @@ from zq.exceptions import Invalid
 from zq.protocol import limits
 from zq.protocol.job import valid_name
 from zq.protocol.messages import Role
+
+if TYPE_CHECKING:
+    from zq.keys import KeyFile
 
 LINGER_MS = 500
 """How long a closing client waits for its last words (BYE) to leave."""
@@ -42,31 +45,39 @@ def make_link(
     config: Config,
     broker: str | None = None,
     key: str | os.PathLike[str] | None = None,
-    role: Role | str = Role.SUBMITTER,
+    role: Role | str | None = None,
     instance: str | None = None,
 ) -> Link:
-    """Raises Invalid for an address, role or name that cannot be, and what the key file's loader raises."""
+    """Without `role` it is the key's, or submitter. Raises Invalid for an address, role or name that cannot be, and
+    BadKey (a ConfigError) for a key that is configured but cannot be used."""
     address = broker or config.client.broker
     if not address.startswith(("tcp://", "ipc://")):
         raise Invalid(f"broker address {address!r}: give tcp://HOST:PORT, as in tcp://127.0.0.1:5570")
-    try:
-        role = Role(role)
-    except ValueError:
-        raise Invalid(f"role {role!r} is none of {', '.join(Role)}") from None
-    name = instance or f"{os_socket.gethostname() or 'localhost'}-{os.getpid()}"
+    name = instance or f"{_host()}-{os.getpid()}"
     if not valid_name(name):
         raise Invalid(f"instance {name!r}: a name is printable characters without blanks")
-    keys = _keys(os.fspath(key) if key else config.client.key)
-    return Link(address, role, name, _software(), *keys)
+    pair = _key(config, key)
+    try:
+        role = Role(role or (pair.role if pair is not None else Role.SUBMITTER))
+    except ValueError:
+        raise Invalid(f"role {role!r} is none of {', '.join(Role)}") from None
+    link = Link(address, role, name, _software())
+    if pair is None:
+        return link
+    return replace(link, public_key=pair.public_key, secret_key=pair.secret_key, server_key=pair.server_key)
 
 
-def _keys(path: str) -> tuple[bytes, bytes, bytes]:
-    if not path:
-        return b"", b"", b""
-    from zq.keys import load_key_file  # read only where CURVE is used
+def _key(config: Config, path: str | os.PathLike[str] | None) -> KeyFile | None:
+    if not (path or config.client.key or config.broker.curve):
+        return None
+    from zq.keys import client_key, load_key_file  # where CURVE is used, and nowhere else
 
-    found = load_key_file(Path(path).expanduser())
-    return found.public_key, found.secret_key, found.server_key
+    return load_key_file(Path(path).expanduser()) if path else client_key(config)
+
+
+def _host() -> str:
+    name = os_socket.gethostname()
+    return name if valid_name(name) else "client"
 
 
 def _software() -> str:

@@ -13,35 +13,29 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from zq import config as configuration
-from zq.client import answers, verbs
+from zq.client import answers
+from zq.client.blocking import IN_FLIGHT_MAX, BlockingCalls
 from zq.client.connection import Connection
-from zq.client.job import Job
 from zq.client.link import ClientContext, Link, make_link
-from zq.client.requests import JobIdLike, JobRequest, encode, raw_id
 from zq.client.session import Answered, GivenUp, Question
 from zq.config import Config
 from zq.exceptions import Invalid, Unavailable
 from zq.protocol import limits, messages
-from zq.protocol.job import State, new_job_id
-from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, JobDetail, QueueInfo, Receipt, Role, WorkerInfo
+from zq.protocol.messages import BrokerMessage, Role
 
 T = TypeVar("T")
 
 CONNECTIONS_MAX: Final = 64
 """Calls of one client that can be under way at once, from different threads or greenlets."""
-IN_FLIGHT_MAX: Final = 8
-"""SUBMITs that one `submit_many` has on the way: enough to keep the broker's disk busy, and at most 8 MiB."""
 POLL_S_MAX: Final = 1.0
 """A wait is cut into pieces of this, should an edge of the descriptor ever be missed."""
-NO_LIMIT_S: Final = limits.DURATION_MS_MAX / 1000
 
 
 class _Pool:
@@ -50,7 +44,7 @@ class _Pool:
     def __init__(self, link: Link) -> None:
         self.pid = os.getpid()
         self._link = link
-        self._context = ClientContext(io_threads=1)
+        self._context: ClientContext | None = None
         self._free: list[Connection] = []
         self._all: list[Connection] = []
         self._changed = threading.Condition()
@@ -78,7 +72,9 @@ class _Pool:
                 if len(self._all) < CONNECTIONS_MAX:
                     number = len(self._all)
                     name = self._link.instance if number == 0 else f"{self._link.instance}-{number}"
-                    connection = Connection(replace(self._link, instance=name[: limits.NAME_CHARS_MAX]), self._context)
+                    link = replace(self._link, instance=name[: limits.NAME_CHARS_MAX])
+                    self._context = self._context or ClientContext(io_threads=1)
+                    connection = Connection(link, self._context)
                     self._all.append(connection)
                     return connection
                 left_s = deadline_s - time.monotonic()
@@ -104,11 +100,12 @@ class _Pool:
             connection.close()
             self._all.remove(connection)
         self._free.clear()
-        if not self._all and not self._context.closed:
+        if not self._all and self._context is not None:
             self._context.term()
+            self._context = None
 
 
-class Client:
+class Client(BlockingCalls):
     """A connection to the broker for submitting jobs and asking about them.
 
     Opens nothing before the first call. Every call returns within `timeout_s` (default: `client.timeout_s`) or raises
@@ -125,11 +122,10 @@ class Client:
         broker: str | None = None,
         key: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
-        role: Role | str = Role.SUBMITTER,
+        role: Role | str | None = None,
         instance: str | None = None,
     ) -> None:
-        self.config = config if config is not None else configuration.load()
-        self.timeout_s = timeout_s if timeout_s is not None else self.config.client.timeout_s
+        super().__init__(config if config is not None else configuration.load(), timeout_s)
         self._link = make_link(self.config, broker, key, role, instance)
         self._pools: dict[int, _Pool] = {}
         self._closed = False
@@ -138,120 +134,6 @@ class Client:
     @property
     def address(self) -> str:
         return self._link.address
-
-    def submit(
-        self,
-        task: str,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        queue: str,
-        id: JobIdLike | None = None,
-        priority: int = limits.PRIORITY_DEFAULT,
-        countdown: float | None = None,
-        eta: datetime | None = None,
-        expires_s: float | None = None,
-        max_retries: int = 3,
-        backoff_s: float = 60.0,
-        soft_time_limit_s: float | None = None,
-        time_limit_s: float | None = None,
-        key: str = "",
-        trace: str = "",
-    ) -> Job[Any]:
-        """Submit a job by its task's name; when this returns, the job is on the broker's disk.
-
-        The parameters are those of `JobRequest`. If a live job has `key`, that job's handle is returned, with
-        `deduplicated` set. Raises Invalid, Unavailable, Refused, Conflict.
-        """
-        return self.submit_request(
-            JobRequest(
-                task=task,
-                queue=queue,
-                args=args,
-                kwargs=kwargs,
-                id=id if id is not None else new_job_id(),
-                priority=priority,
-                countdown=countdown,
-                eta=eta,
-                expires_s=expires_s,
-                max_retries=max_retries,
-                backoff_s=backoff_s,
-                soft_time_limit_s=soft_time_limit_s,
-                time_limit_s=time_limit_s,
-                key=key,
-                trace=trace,
-            )
-        )
-
-    def submit_request(self, request: JobRequest) -> Job[Any]:
-        """As `submit`. The same request again is the same job."""
-        encoded = encode(request, self.config.worker)
-        try:
-            (receipt,) = self._call(verbs.submit([encoded]))
-        except Unavailable as error:
-            raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
-        return Job(self, answers.check_receipt(receipt).job_id, receipt)
-
-    def submit_many(self, requests: Sequence[JobRequest]) -> list[Receipt]:
-        """Submit a batch in as few messages as possible. One receipt each, in their order: look at `status`.
-
-        Raises Invalid before anything is sent if one cannot be; Unavailable if an answer is missing: some may be
-        accepted then, and the same list again is safe.
-        """
-        return self._call(verbs.submit([encode(request, self.config.worker) for request in requests]))
-
-    def job(self, id: JobIdLike) -> Job[Any]:
-        """A handle; nothing is asked yet."""
-        return Job(self, raw_id(id))
-
-    def queues(self) -> list[QueueInfo]:
-        return self._call(verbs.queues())
-
-    def jobs(
-        self, queue: str = "", state: State | str = State.READY, after: bytes = b"", limit: int = 100
-    ) -> verbs.JobPage:
-        """One page of the jobs in a state; of all queues without `queue`."""
-        return self._call(verbs.jobs(queue, state, after, limit))
-
-    def detail(self, id: JobIdLike) -> JobDetail:
-        """Raises Refused(NOT_FOUND) for a job that never was or is not kept any more."""
-        return self._call(verbs.detail(id))
-
-    def workers(self) -> list[WorkerInfo]:
-        return self._call(verbs.workers())
-
-    def broker(self) -> BrokerInfo:
-        return self._call(verbs.broker())
-
-    def cancel(self, ids: Sequence[JobIdLike]) -> list[Change]:
-        """One change each. A running job is told to stop; its state changes when it has."""
-        return self._call(verbs.cancel(ids))
-
-    def retry(self, ids: Sequence[JobIdLike]) -> list[Change]:
-        """Run dead, cancelled or expired jobs again, their attempts forgotten."""
-        return self._call(verbs.retry(ids))
-
-    def wait(self, id: JobIdLike, timeout_s: float | None = None) -> messages.Ended | None:
-        """How the job ended; None if it has not within `timeout_s` (None: for as long as it takes).
-
-        Broker restarts meanwhile do no harm; one that is away for longer than the client's `timeout_s` raises
-        Unavailable.
-        """
-        if timeout_s is not None and timeout_s <= 0:
-            return verbs.ended_from(self.detail(id))
-        limit_s = min(timeout_s if timeout_s is not None else NO_LIMIT_S, NO_LIMIT_S)
-        call = verbs.wait(id, limit_s)
-        (outcome,) = self._exchange(call.questions, limit_s)
-        if isinstance(outcome, GivenUp):
-            return None
-        return call.read([outcome])
-
-    def result(self, id: JobIdLike, timeout_s: float | None = None) -> Any:
-        """What the job returned. Raises ResultTimeout, JobFailed, Unavailable, Refused(NOT_FOUND)."""
-        ended = self.wait(id, timeout_s)
-        if ended is None:
-            raise answers.not_ended(raw_id(id), timeout_s or 0)
-        return answers.value_of(ended)
 
     def close(self) -> None:
         """Idempotent. Takes at most half a second."""
@@ -269,10 +151,6 @@ class Client:
     def __repr__(self) -> str:
         return f"<zq.Client {self._link.address}>"
 
-    def _call(self, call: verbs.Call[T]) -> T:
-        outcomes = self._exchange(call.questions, self.timeout_s)
-        return call.read([outcome for outcome in outcomes if not isinstance(outcome, GivenUp)])
-
     def _pool(self) -> _Pool:
         if self._closed:
             raise Invalid("this client is closed; make another one")
@@ -285,12 +163,7 @@ class Client:
         return pool
 
     def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
-        """Ask, at most `IN_FLIGHT_MAX` at once, and wait for all answers.
-
-        GivenUp stands for a question that was not answered although the broker was there, if it is a WAIT; anything
-        else that is given up raises Unavailable.
-        """
-        patience_s = min(self.timeout_s, limit_s) if limit_s < NO_LIMIT_S else self.timeout_s
+        patience_s = min(self.timeout_s, limit_s)
         with self._pool().borrowed(time.monotonic() + limit_s) as connection:
             exchange = _Exchange(connection, questions, limit_s, patience_s)
             try:
