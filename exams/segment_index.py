@@ -36,7 +36,7 @@ INDEX_BYTES_MAX = 64 * 1024 * 1024
 LINE_BYTES_MAX = 4096
 SEGMENTS_MAX = 100_000
 """In one student's folder; a 24-hour exam in chunks of two seconds is 43,200."""
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = frozenset({"v", "name", "seq", "ts_ms", "size_bytes", "sha256", "mtime_ms"})
 
 
@@ -124,7 +124,7 @@ def _parse(record: object) -> Segment:
     if unknown := set(record) - _FIELDS:
         raise ValueError(f"a record has unknown keys: {', '.join(sorted(unknown))[:200]}")
     sha256 = record.get("sha256")
-    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.match(sha256)):
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise ValueError("sha256 is not 64 lower-case hexadecimal digits")
     return Segment(
         name=check_name(record["name"]),

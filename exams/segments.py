@@ -107,25 +107,25 @@ def check_name(name: str) -> str:
     return name
 
 
-_EXAM = re.compile(r"^.+_(?P<when>[0-9]{8}_[0-9]{6})(?:_seq_(?P<seq>[0-9]{1,9}))?$", re.DOTALL)
-_BROWSER = re.compile(r"^(?P<seq>[0-9]{1,9})-(?P<ts>[0-9]{13})(?:-.*)?$", re.DOTALL)
-_TIME_ONLY = re.compile(r"^(?P<ts>[0-9]{13})$")
-_ONE_NUMBER = re.compile(r"^[^0-9]*(?P<seq>[0-9]{1,6})$")
+_EXAM = re.compile(r".+_(?P<when>[0-9]{8}_[0-9]{6})(?:_seq_(?P<seq>[0-9]{1,9}))?", re.DOTALL)
+_BROWSER = re.compile(r"(?P<seq>[0-9]{1,9})-(?P<ts>[0-9]{13})(?:-.*)?", re.DOTALL)
+_TIME_ONLY = re.compile(r"(?P<ts>[0-9]{13})")
+_ONE_NUMBER = re.compile(r"[^0-9]*(?P<seq>[0-9]{1,6})")
 
 
 def parse_name(name: str, zone: tzinfo = UTC) -> Segment:
     """What the name alone says. Never raises; a name that says nothing has neither seq nor ts_ms."""
     stem, dot, _ = name.rpartition(".")
     stem = stem if dot else name
-    if found := _EXAM.match(stem):
+    if found := _EXAM.fullmatch(stem):
         ts_ms = _local_ms(found["when"], zone)
         if ts_ms is not None:
             return Segment(name, seq=int(found["seq"]) if found["seq"] else None, ts_ms=ts_ms)
-    if found := _BROWSER.match(stem):
+    if found := _BROWSER.fullmatch(stem):
         return Segment(name, seq=int(found["seq"]), ts_ms=int(found["ts"]))
-    if found := _TIME_ONLY.match(stem):
+    if found := _TIME_ONLY.fullmatch(stem):
         return Segment(name, ts_ms=int(found["ts"]))
-    if found := _ONE_NUMBER.match(stem):
+    if found := _ONE_NUMBER.fullmatch(stem):
         return Segment(name, seq=int(found["seq"]))
     return Segment(name)
 

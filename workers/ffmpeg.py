@@ -16,7 +16,7 @@ from importlib import resources
 ENVIRONMENT: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "LC_ALL": "C"}
 """The whole environment FFmpeg runs in. Fewer arenas, because its address space is limited and its threads are many."""
 
-RUN_NAME = re.compile(r"^r[0-9]{5,7}\.(webm|mkv|mp4)$")
+RUN_NAME = re.compile(r"r[0-9]{5,7}\.(webm|mkv|mp4)")
 _COMMON = ("-v", "error", "-xerror", "-nostdin", "-nostats", "-progress", "pipe:1", "-stats_period", "1", "-y")
 _INPUT_FORMAT = {"webm": "matroska", "mkv": "matroska", "mp4": "mov"}
 _CONCAT_FORMATS = "concat,matroska,webm,mov,mp4"
@@ -95,7 +95,7 @@ def concat_list(runs: Sequence[tuple[str, float]]) -> str:
     """The list for `concat_argv`: (name of zq's own making, duration in seconds) of each run, in order."""
     lines = ["ffconcat version 1.0"]
     for name, duration_s in runs:
-        if not RUN_NAME.match(name):
+        if not RUN_NAME.fullmatch(name):
             raise ValueError(f"not a name of zq's own making: {name!r}")
         lines += [f"file {name}", f"duration {duration_s:.6f}"]
     return "\n".join(lines) + "\n"

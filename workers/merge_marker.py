@@ -24,7 +24,7 @@ log = logging.getLogger("zq.workers")
 
 SUFFIX = ".zq.json"
 BYTES_MAX = 64 * 1024 * 1024
-_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Size = Annotated[int, Meta(ge=0)]
 
 

@@ -27,7 +27,7 @@ CPU_S_BASE = 30
 CPU_S_PER_GIB = 120
 """Measured: about 4 s per GiB."""
 _DEMUXERS = {"webm": "matroska", "mkv": "matroska", "mp4": "mov"}
-_OWN_NAME = re.compile(r"^(r[0-9]{5,7}|out)\.(webm|mkv|mp4)$")
+_OWN_NAME = re.compile(r"(r[0-9]{5,7}|out)\.(webm|mkv|mp4)")
 # The child's own doing on hostile bytes. SIGKILL is not here: somebody outside ended it, so another try may pass.
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGXCPU}
 
@@ -76,7 +76,7 @@ class FileProbe(msgspec.Struct, frozen=True):
 
 
 class _Totals(msgspec.Struct, frozen=True):
-    totals: Annotated[tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...], Meta(max_length=64)]
+    totals: Annotated[tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...], Meta(max_length=64)]
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ def probe(
     """
     lines = []
     for name in names:
-        if not _OWN_NAME.match(name):
+        if not _OWN_NAME.fullmatch(name):
             raise ValueError(f"not a name of zq's own making: {name!r}")
         lines.append(f"{_DEMUXERS[name.rpartition('.')[2]]} {name}\n")
     (folder / LIST_NAME).write_text("".join(lines), encoding="ascii")
