@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
-import http.client
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 
 import click
 
+from zq import readiness
 from zq.config import EXIT_CONFIG, Config, ConfigError, load
 from zq.supervision import ControlError, Program, Supervisor, check_usable
 from zq.system_processes import SystemProcesses, tree_of, what_is
@@ -53,7 +53,6 @@ def bring_up(config: Config, timeout_s: float, say: Any = click.echo) -> None:
                     supervisor.start_program(program.name)
         else:
             _end_leftovers(config, say)
-            ensure_token(data_dir)
             say(f"starting zq in {data_dir}")
             supervisor.start(config, os.environ)
         _wait_ready(config, supervisor, timeout_s, say)
@@ -80,32 +79,6 @@ def take_down(config: Config, say: Any = click.echo) -> None:
             _terminate(processes.tops())
         _wait_gone(processes, config, say)
         say("zq is down: no process of it is left")
-
-
-def link(config: Config) -> str:
-    """The address of the page, with the token in the fragment: browsers do not send or log that part."""
-    return f"{_base(config)}/#token={ensure_token(config.data_path)}"
-
-
-def _base(config: Config) -> str:
-    host = config.web.host
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{config.web.port}"
-
-
-def readiness(config: Config) -> tuple[bool, dict[str, Any]]:
-    """What the web server says of the system: (it is ready, its whole answer)."""
-    host = _base(config).removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=3)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        body = json.loads(answer.read(1 << 20))
-        return answer.status == 200, body if isinstance(body, dict) else {}
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return False, {"detail": f"{host} does not answer: {error}"}
-    finally:
-        connection.close()
 
 
 @contextlib.contextmanager
@@ -160,8 +133,10 @@ def _wait_gone(processes: SystemProcesses, config: Config, say: Any) -> None:
 
 
 def _wait_ready(config: Config, supervisor: Supervisor, timeout_s: float, say: Any) -> None:
+    token = ensure_token(config.data_path)
     until_s = time.monotonic() + timeout_s
     shown: dict[str, str] = {}
+    why = "its programs have not started"
     while True:
         programs = supervisor.programs()
         for program in programs:
@@ -175,14 +150,16 @@ def _wait_ready(config: Config, supervisor: Supervisor, timeout_s: float, say: A
                     f"{program.name} does not run (exit code {program.exit_code}). Its log, {program.log}, ends with:\n"
                     f"{tail(program.log)}"
                 )
-        # supervisord calls a program running after a second; it is ready when it says so itself.
-        ready, answer = readiness(config)
-        if ready and all(p.state == "RUNNING" or _is_off(config, p) for p in programs):
-            return
+        # supervisord calls a program running after a second; the system is ready when it says so itself.
+        if all(p.state == "RUNNING" or _is_off(config, p) for p in programs):
+            ready = readiness.ask(config, token)
+            if ready.ok:
+                return
+            why = "; ".join(ready.reasons)
         if time.monotonic() > until_s:
             late = [p for p in programs if p.state != "RUNNING"] or [p for p in programs if p.name in ("broker", "web")]
             raise ControlError(
-                f"not ready after {timeout_s:g} s: {json.dumps(answer, ensure_ascii=False)}\n"
+                f"not ready after {timeout_s:g} s: {why}\n"
                 + "\n".join(f"{p.log} ends with:\n{tail(p.log)}" for p in late)
                 + "\nWhat has started goes on running: see `zq status`, and `zq down` to stop it."
             )
@@ -231,7 +208,7 @@ def up(config_path: str | None, timeout_s: float) -> None:
     config = _configuration(config_path)
     with _reported():
         bring_up(config, timeout_s)
-        click.echo(f"zq is up. Page: {link(config)}")
+        click.echo(f"zq is up. Page: {readiness.page_link(config)}")
 
 
 @click.command()
@@ -296,15 +273,15 @@ def status(config_path: str | None, as_json: bool) -> None:
     with _reported():
         supervisor = Supervisor(config.data_path)
         programs = supervisor.programs() if supervisor.pid() is not None else []
-        ready, answer = readiness(config) if programs else (False, {})
+        ready = readiness.ask(config, ensure_token(config.data_path)) if programs else readiness.Readiness(False, [])
     wanted = [program for program in programs if not _is_off(config, program)]
     running = bool(programs) and all(program.state == "RUNNING" for program in wanted)
     if as_json:
         facts = {
             "data_dir": config.data_dir,
             "running": running,
-            "ready": ready,
-            "readiness": answer,
+            "ready": ready.ok,
+            "reasons": ready.reasons,
             "programs": [program._asdict() for program in programs],
         }
         click.echo(json.dumps(facts, ensure_ascii=False))
@@ -313,7 +290,7 @@ def status(config_path: str | None, as_json: bool) -> None:
     else:
         for program in programs:
             click.echo(_line(program))
-        click.echo("ready" if ready else f"not ready: {json.dumps(answer, ensure_ascii=False)}")
+        click.echo("ready" if ready.ok else f"not ready: {'; '.join(ready.reasons)}")
     sys.exit(0 if running else EXIT_NOT_RUNNING)
 
 
