@@ -1,0 +1,96 @@
+"""From the store's wish for a merge to the broker's job, so that any number of attempts is one job.
+
+The request stands in the store, with the id of its job, before the job is submitted. A crash after that is healed by
+a repeated finish and by the next status check: both submit the same id under the same key again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zq.client.requests import JobRequest
+from zq.config import Config
+from zq.exams.model import MergeRequest
+from zq.exams.store import ExamStore
+from zq.protocol.errors import Code
+from zq.protocol.job import format_id
+from zq.protocol.messages import Receipt, ReceiptStatus
+
+if TYPE_CHECKING:
+    from zq.client.aio import AsyncClient
+    from zq.client.sync import Client
+
+TASK = "zq.workers.merge.merge_recording"
+QUEUE = "video_merge"
+BATCH_JOBS = 500
+"""Submitted at once, so that the exit of a whole exam is a handful of messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What the broker said to a request."""
+
+    merge: MergeRequest
+    job_id: str
+    """The job that will do it: the request's own, or the live one that has the student's key."""
+    accepted: bool
+    """False: the broker refused for now, and the next check tries again."""
+    detail: str = ""
+
+
+def job_request(config: Config, merge: MergeRequest) -> JobRequest:
+    """The job of a request."""
+    return JobRequest(
+        task=TASK,
+        queue=QUEUE,
+        kwargs=merge.kwargs,
+        id=merge.job_id,
+        key=merge.key,
+        countdown=config.exams.merge_quiet_s or None,
+        soft_time_limit_s=config.merge.soft_time_limit_s,
+        time_limit_s=config.merge.time_limit_s,
+    )
+
+
+def read_receipt(merge: MergeRequest, receipt: Receipt) -> Submitted:
+    """Pure. A conflict means that the broker has this very id, submitted under other settings: it will do."""
+    if receipt.status is ReceiptStatus.REFUSED and receipt.code is not Code.CONFLICT:
+        return Submitted(merge, merge.job_id, False, f"{receipt.code}: {receipt.detail}")
+    if receipt.status is ReceiptStatus.KEY_TAKEN:
+        return Submitted(merge, format_id(receipt.job_id), True)
+    return Submitted(merge, merge.job_id, True)
+
+
+def confirm(store: ExamStore, submitted: Sequence[Submitted]) -> None:
+    """Write that the broker has these jobs. Raises ExamError("unavailable"); repeating it is harmless."""
+    for item in submitted:
+        if item.accepted:
+            store.merge_submitted(item.merge.exam_id, item.merge.student_id, item.merge.job_id, item.job_id)
+
+
+def submit_merges(
+    client: Client, store: ExamStore, config: Config, merges: Sequence[MergeRequest]
+) -> list[Submitted]:
+    """Submit and confirm, in order. Raises Unavailable and ExamError("unavailable"): what was not confirmed stays open
+    in the store and is handed out again."""
+    done: list[Submitted] = []
+    for start in range(0, len(merges), BATCH_JOBS):
+        part = merges[start : start + BATCH_JOBS]
+        receipts = client.submit_many([job_request(config, merge) for merge in part])
+        submitted = [read_receipt(merge, receipt) for merge, receipt in zip(part, receipts, strict=True)]
+        confirm(store, submitted)
+        done += submitted
+    return done
+
+
+async def submit_merge(
+    client: AsyncClient, store: ExamStore, config: Config, merge: MergeRequest
+) -> Submitted:
+    """The same for one request in an event loop; the store is asked in a thread."""
+    (receipt,) = await client.submit_many([job_request(config, merge)])
+    submitted = read_receipt(merge, receipt)
+    await asyncio.to_thread(confirm, store, [submitted])
+    return submitted

@@ -1,0 +1,43 @@
+"""An operation: one method on one path, with all that the router, the gate and OpenAPI need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from zq.web.auth import Scope
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """In a query or a header; those of the path are read from the path itself."""
+
+    name: str
+    description: str
+    where: str = "query"
+    type: Any = str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    method: str
+    path: str
+    """As Starlette writes it; `{name:path}` also takes what has slashes, to say what is wrong with it."""
+    handler: Handler
+    summary: str
+    scope: Scope
+    body: Any = None
+    """The type of its JSON body; `bytes` for a raw one."""
+    answers: tuple[tuple[int, Any], ...] = ((200, None),)
+    """Status and type of the body; None for no body or one that is not JSON."""
+    media_type: str = "application/json"
+    parameters: tuple[Parameter, ...] = ()
+    errors: tuple[int, ...] = ()
+    """Beside 401, which every operation but the public ones may answer."""

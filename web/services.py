@@ -1,0 +1,109 @@
+"""What the routes stand on, opened with the server and closed with it: broker client, exam store, heartbeats, files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from zq.client.aio import AsyncClient
+from zq.config import Config
+from zq.exams.errors import ExamError
+from zq.exams.presence import HeartbeatBuffer, SqlPresence
+from zq.exams.storage import RecordingStorage
+from zq.exams.store import ExamStore
+from zq.web.auth import Gate
+
+log = logging.getLogger("zq.web")
+
+T = TypeVar("T")
+
+FLUSH_S = 0.5
+"""Between writes of heartbeats: what a crash may lose."""
+THREADS = 8
+"""For the database (four connections) and for files. Each has a stack; more would only wait for the same disk."""
+
+
+class Services:
+    """Made before the loop runs; usable inside `running()`."""
+
+    def __init__(self, config: Config, token: str) -> None:
+        self.config = config
+        self.gate = Gate(token)
+        self.store = ExamStore(config.database_url, config.exams.time_zone)
+        self.heartbeats = HeartbeatBuffer(SqlPresence(self.store.database))
+        self.storage = RecordingStorage(config.storage_path)
+        self.stopping = asyncio.Event()
+        self._client: AsyncClient | None = None
+
+    @property
+    def client(self) -> AsyncClient:
+        assert self._client is not None, "used outside running()"
+        return self._client
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything is open inside; at the end the last heartbeats are written."""
+        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="zq-web")
+        asyncio.get_running_loop().set_default_executor(threads)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.store.close)
+            self._client = await stack.enter_async_context(AsyncClient(self.config))
+            flusher = asyncio.create_task(self._flush_forever(), name="heartbeats")
+            try:
+                yield
+            finally:
+                self.stopping.set()
+                await flusher
+                self._client = None
+
+    async def _flush_forever(self) -> None:
+        while not self.stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), FLUSH_S)
+            await self._flush()
+        # Requests under way may have added some since.
+        await self._flush()
+
+    async def _flush(self) -> None:
+        try:
+            recorded = await asyncio.to_thread(self.heartbeats.flush, now_ms())
+        except ExamError as error:
+            # The buffer keeps them; the next flush tries again.
+            log.warning("heartbeats cannot be written now: %s", error.detail, extra={"waiting": len(self.heartbeats)})
+            return
+        except Exception:
+            log.exception("heartbeats could not be written")
+            return
+        if recorded is not None and recorded.unknown:
+            log.info("heartbeats of students who are not on their exam's list", extra={"count": len(recorded.unknown)})
+
+    async def until_gone(self, request: Request, work: Awaitable[T]) -> T | None:
+        """The result of `work`, or None once the client has hung up or the server stops. The work is then cancelled.
+
+        The request's body must have been read, or be none.
+        """
+        working = asyncio.ensure_future(work)
+        ends = [asyncio.ensure_future(_hung_up(request)), asyncio.ensure_future(self.stopping.wait())]
+        try:
+            await asyncio.wait([working, *ends], return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            for task in (working, *ends):
+                task.cancel()
+            await asyncio.gather(working, *ends, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

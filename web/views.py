@@ -1,0 +1,270 @@
+"""What the API answers, as types, and how the broker's words become them. Pure.
+
+Times are RFC 3339 in UTC, null for not yet; durations carry their unit in their name.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from zq import payload
+from zq.protocol.job import JobSpec, decode_spec, format_id
+from zq.protocol.messages import AttemptInfo, JobDetail, JobInfo, QueueInfo, Usage, WorkerInfo
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every answer's body."""
+
+
+class JobAccepted(View, frozen=True):
+    id: str
+    state: str
+    queue: str
+    deduplicated: bool
+    """A job with this id or key was there already; `id` is that one's."""
+    warnings: list[str]
+
+
+class UsageView(View, frozen=True):
+    """What the whole process tree has used."""
+
+    cpu_s: float
+    peak_rss_bytes: int
+    read_bytes: int
+    write_bytes: int
+
+
+class ProgressView(View, frozen=True):
+    done: float
+    total: float
+    message: str
+
+
+class AttemptView(View, frozen=True):
+    number: int
+    worker: str
+    outcome: str | None
+    """null while it runs."""
+    started_at: str | None
+    ended_at: str | None
+    error: str
+    usage: UsageView
+
+
+class JobRow(View, frozen=True):
+    """A job in a list."""
+
+    id: str
+    task: str
+    queue: str
+    state: str
+    priority: int
+    key: str
+    attempt: int
+    attempts_max: int
+    accepted_at: str | None
+    due_at: str | None
+    started_at: str | None
+    ended_at: str | None
+    worker: str
+    error: str
+    progress: ProgressView | None
+    usage: UsageView
+
+
+class JobView(View, frozen=True):
+    """One job with all that is known of it."""
+
+    job: JobRow
+    args: list[Any] | None
+    """null if the arguments cannot be shown as JSON."""
+    kwargs: dict[str, Any] | None
+    max_retries: int
+    soft_time_limit_s: float
+    time_limit_s: float
+    attempts: list[AttemptView]
+    result: Any
+    result_kept: bool
+    """False when the result has been dropped after its time to live."""
+
+
+class JobList(View, frozen=True):
+    jobs: list[JobRow]
+    next: str | None
+    """Cursor of the next page; null when there is none."""
+
+
+class QueueView(View, frozen=True):
+    name: str
+    scheduled: int
+    ready: int
+    running: int
+    done: int
+    dead: int
+    cancelled: int
+    expired: int
+    accepted: int
+    oldest_ready_s: float
+    consumers: int
+    slots: int
+    free: int
+
+
+class QueueList(View, frozen=True):
+    queues: list[QueueView]
+
+
+class SlotsView(View, frozen=True):
+    queue: str
+    slots: int
+
+
+class WorkerView(View, frozen=True):
+    name: str
+    role: str
+    queues: list[SlotsView]
+    running: int
+    silent_s: float
+    connected_s: float
+    software: str
+
+
+class WorkerList(View, frozen=True):
+    workers: list[WorkerView]
+
+
+class Health(View, frozen=True):
+    status: str
+    """ok, degraded or unavailable."""
+    reasons: list[str] = []
+
+
+def when(ms: int | None) -> str | None:
+    """Unix milliseconds as RFC 3339; None for 0 (not yet) and for what no calendar holds."""
+    if not ms:
+        return None
+    try:
+        return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except OverflowError:
+        return None
+
+
+def usage_view(usage: Usage) -> UsageView:
+    return UsageView(
+        cpu_s=usage.cpu_ms / 1000,
+        peak_rss_bytes=usage.peak_rss_bytes,
+        read_bytes=usage.read_bytes,
+        write_bytes=usage.write_bytes,
+    )
+
+
+def job_row(job: JobInfo) -> JobRow:
+    progress = None
+    if job.progress_total or job.progress_done or job.progress_message:
+        progress = ProgressView(done=job.progress_done, total=job.progress_total, message=job.progress_message)
+    return JobRow(
+        id=format_id(job.id),
+        task=job.task,
+        queue=job.queue,
+        state=job.state.label,
+        priority=job.priority,
+        key=job.key,
+        attempt=job.attempt,
+        attempts_max=job.attempts_max,
+        accepted_at=when(job.accepted_ms),
+        due_at=when(job.due_ms),
+        started_at=when(job.started_ms),
+        ended_at=when(job.ended_ms),
+        worker=job.worker,
+        error=job.error,
+        progress=progress,
+        usage=usage_view(job.usage),
+    )
+
+
+def _attempt(attempt: AttemptInfo) -> AttemptView:
+    return AttemptView(
+        number=attempt.number,
+        worker=attempt.worker,
+        outcome=attempt.outcome.name.lower() if attempt.outcome is not None else None,
+        started_at=when(attempt.started_ms),
+        ended_at=when(attempt.ended_ms),
+        error=attempt.error,
+        usage=usage_view(attempt.usage),
+    )
+
+
+def job_view(detail: JobDetail) -> JobView:
+    spec = decode_spec(detail.spec)
+    args, kwargs = _arguments(spec)
+    return JobView(
+        job=job_row(detail.job),
+        args=args,
+        kwargs=kwargs,
+        max_retries=spec.max_retries,
+        soft_time_limit_s=spec.soft_limit_ms / 1000,
+        time_limit_s=spec.hard_limit_ms / 1000,
+        attempts=[_attempt(attempt) for attempt in detail.attempts],
+        result=_result(detail.result),
+        result_kept=detail.result_kept,
+    )
+
+
+def _arguments(spec: JobSpec) -> tuple[list[Any] | None, dict[str, Any] | None]:
+    # The broker does not look inside, so a stranger to our client may have put anything there.
+    try:
+        return payload.decode_arguments(spec.arguments)
+    except payload.PayloadError:
+        return None, None
+
+
+def _result(data: bytes) -> Any:
+    try:
+        return payload.decode_result(data)
+    except payload.PayloadError as error:
+        return {"unreadable": str(error)}
+
+
+def queue_view(queue: QueueInfo) -> QueueView:
+    return QueueView(
+        name=queue.name,
+        scheduled=queue.scheduled,
+        ready=queue.ready,
+        running=queue.running,
+        done=queue.done,
+        dead=queue.dead,
+        cancelled=queue.cancelled,
+        expired=queue.expired,
+        accepted=queue.accepted,
+        oldest_ready_s=queue.oldest_ready_ms / 1000,
+        consumers=queue.consumers,
+        slots=queue.slots,
+        free=queue.free,
+    )
+
+
+def worker_view(worker: WorkerInfo) -> WorkerView:
+    return WorkerView(
+        name=worker.instance,
+        role=worker.role.value,
+        queues=[SlotsView(queue=item.queue, slots=item.slots) for item in worker.queues],
+        running=worker.running,
+        silent_s=worker.silent_ms / 1000,
+        connected_s=worker.connected_ms / 1000,
+        software=worker.software,
+    )
+
+
+def unserved(queues: list[QueueInfo]) -> list[str]:
+    """The alarms: queues in which jobs are due and nobody works."""
+    return [
+        f"queue {queue.name!r} has {queue.ready} waiting jobs and no worker; start one with: "
+        f"zq worker --queue {queue.name}"
+        for queue in queues
+        if queue.ready and not queue.consumers
+    ]
