@@ -1,8 +1,8 @@
 """Runs one of zq's programs for supervisord: `python -m zq.supervised zq.broker [ARGUMENT …]`.
 
 supervisord starts whatever ends within `startsecs` again, without a look at its exit code. A program that ends with
-78 (a configuration no restart can mend) is therefore kept until it counts as started: then `exitcodes` holds, it is
-not started again, and its log shows the reason once.
+a code that no restart can mend is therefore kept until it counts as started: then `exitcodes` holds, it is not started
+again, and its log shows the reason once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from zq.config import EXIT_CONFIG
 
 STARTED_AFTER_S = 1.5
 """More than startsecs in supervisord.conf."""
+_HOPELESS = {2, EXIT_CONFIG}
+"""A wrong command line (click's code) and a wrong configuration."""
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     try:
         importlib.import_module(f"{module}.__main__").command()
     except SystemExit as end:
-        if end.code == EXIT_CONFIG:
+        if end.code in _HOPELESS:
             # A stop must not wait for us, whatever handlers the program had set.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(max(0.0, started_s + STARTED_AFTER_S - time.monotonic()))
