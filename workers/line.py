@@ -129,10 +129,6 @@ class Line:
             self.take()
         return self._runs.popleft()
 
-    def has_next(self) -> bool:
-        """Whether another job has been handed over already."""
-        return bool(self._runs)
-
     def wait_answer(self, seq: int) -> bool | None:
         """Wait for the answer to `still mine?`; None if the soft limit came first. Inside `reading`."""
         while seq not in self._answers:

@@ -28,10 +28,9 @@ from zq.workers.line import Line
 from zq.workers.plain import NotPlain, decode_arguments, encode_result
 from zq.workers.process import become_subreaper, die_with_parent, living_below, send_signal
 
-_REPORT_AFTER_S: Final = 0.02
-_REPORT_BYTES: Final = 64 << 10
 _FRAMES_SHOWN: Final = 20
 _SUMMARY_CHARS: Final = 2048
+_ENTRY_CHARS: Final = 1024
 _LEFT_BEHIND_S: Final = 2.0
 _SCANS_PAUSE_S: Final = 0.002
 _RESET_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
@@ -50,43 +49,11 @@ def run_slot(sock: socket.socket, keeper_pid: int) -> NoReturn:
     line = Line(sock)
     os.register_at_fork(after_in_child=line.close)
     home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    reporter = _Reporter(line)
     while True:
-        if not line.has_next():
-            reporter.report()
-        assignment = line.next_job()
-        reporter.report_if_due()
-        reporter.add(_attempt(assignment, line))
+        # Each result at once, in a batch too: nobody knows how long the next job takes.
+        line.send(Finished([_attempt(line.next_job(), line)]))
         with contextlib.suppress(OSError):  # its folder was removed: stay where the task went
             os.fchdir(home_fd)
-
-
-class _Reporter:
-    """Results of tiny jobs travel together; none waits long."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._results: list[AttemptResult] = []
-        self._size_bytes = 0
-        self._first_s = 0.0
-
-    def add(self, result: AttemptResult) -> None:
-        if not self._results:
-            self._first_s = time.monotonic()
-        self._results.append(result)
-        self._size_bytes += len(result.result) + 4 * len(result.error) + 64
-        if self._size_bytes > _REPORT_BYTES:
-            self.report()
-
-    def report_if_due(self) -> None:
-        """Before a job that may take long."""
-        if self._results and time.monotonic() - self._first_s >= _REPORT_AFTER_S:
-            self.report()
-
-    def report(self) -> None:
-        if self._results:
-            self._line.send(Finished(self._results))
-            self._results, self._size_bytes = [], 0
 
 
 def _attempt(assignment: Assignment, line: Line) -> AttemptResult:
@@ -168,7 +135,8 @@ def _trace(error: BaseException) -> str:
         lines = traceback.format_exception(error, limit=-_FRAMES_SHOWN)
     except Exception as second:
         return f"{name} (its text cannot be shown: {type(second).__qualname__})"
-    return f"{summary[:_SUMMARY_CHARS]}\n{''.join(lines)}"
+    # Each entry is cut, for the last one repeats the text, which may be megabytes and would push the frames out.
+    return f"{summary[:_SUMMARY_CHARS]}\n{''.join(line[:_ENTRY_CHARS] for line in lines)}"
 
 
 def _bounded(text: str, chars_max: int = limits.ERROR_CHARS_MAX) -> str:
