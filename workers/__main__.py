@@ -1,0 +1,109 @@
+"""`zq worker`: run the tasks of one or more queues until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from zq.config import EXIT_CONFIG, Config, ConfigError, load
+from zq.keys import load_key_file
+from zq.logs import configure
+from zq.protocol.job import valid_name
+from zq.workers.identity import NameRefused, take_name
+from zq.workers.runner import Runner
+from zq.workers.session import SLOTS_MAX
+
+log = logging.getLogger("zq.workers")
+_QUEUES_MAX = 64
+
+
+@click.command("worker")
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Queue to serve; may be given several times.")
+@click.option(
+    "--slots", type=click.IntRange(1, SLOTS_MAX), multiple=True, metavar="N",
+    help="Jobs run at once, one --slots for each --queue in the same order (default: from the configuration, or 1).",
+)  # fmt: skip
+@click.option("--tasks", "modules", multiple=True, metavar="MODULE", help="Module that holds tasks; also several.")
+@click.option("--broker", metavar="URL", help="Address of the broker, such as tcp://HOST:5570.")
+@click.option("--name", default="", metavar="NAME", help="Name of this worker (default: HOST:QUEUES:1, …:2, …).")
+@click.option("--config", "config_path", metavar="PATH", help="Configuration file (default: ZQ_CONFIG or ./zq.toml).")
+def command(
+    queues: tuple[str, ...], slots: tuple[int, ...], modules: tuple[str, ...], broker: str | None, name: str,
+    config_path: str | None,
+) -> None:  # fmt: skip
+    """Run the tasks of the named queues.
+
+    It runs in the foreground. SIGTERM or Ctrl-C: it takes no more jobs, lets running ones finish for worker.drain_s,
+    hands back what still runs without costing an attempt, and exits with code 0; a second time: it hands back at once.
+    Exit code 78 means that a restart does not help (configuration, a task module that cannot be imported).
+    """
+    try:
+        config = _configured(load(config_path), broker)
+        slots_of = choose_slots(config, queues, slots)
+        chosen = choose_modules(config, queues, modules)
+        configure(config.log.level, config.log.json)
+        with take_name(config.data_path, list(slots_of), name) as identity:
+            code = Runner(config, identity, slots_of, chosen).run()
+    except (ConfigError, NameRefused) as error:
+        click.echo(f"zq worker: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    sys.exit(code)
+
+
+def _configured(config: Config, broker: str | None) -> Config:
+    """The configuration as this worker uses it; its tasks see the same, by the environment."""
+    if broker is not None:
+        config = msgspec.structs.replace(config, client=msgspec.structs.replace(config.client, broker=broker))
+        os.environ["ZQ_CLIENT_BROKER"] = broker
+    address = config.client.broker
+    if not address.startswith(("tcp://", "ipc://")):
+        raise ConfigError(f"broker address {address!r}: give tcp://HOST:PORT, as in tcp://127.0.0.1:5570")
+    if config.source:
+        os.environ["ZQ_CONFIG"] = config.source
+    if config.client.key:
+        load_key_file(Path(config.client.key).expanduser())  # a wrong path is told now, not in a log later
+    return config
+
+
+def choose_slots(config: Config, queues: Sequence[str], slots: Sequence[int]) -> dict[str, int]:
+    """queue → slots. Raises click.UsageError when the options do not say which queues, or how many slots for which."""
+    known = ", ".join(config.queues) or "none"
+    if not queues:
+        raise click.UsageError(f"name the queues to serve: --queue NAME; configured here: {known}")
+    if len(set(queues)) != len(queues) or len(queues) > _QUEUES_MAX:
+        raise click.UsageError(f"name each --queue once, and at most {_QUEUES_MAX}")
+    for queue in queues:
+        if not valid_name(queue):
+            raise click.UsageError(f"--queue {queue!r} is no name; configured here: {known}")
+    if slots and len(slots) != len(queues):
+        raise click.UsageError(f"{len(queues)} --queue but {len(slots)} --slots: one for each, in order, or none")
+    chosen = dict(zip(queues, slots, strict=True)) if slots else dict(_configured_slots(config, queues))
+    if sum(chosen.values()) > SLOTS_MAX:
+        raise click.UsageError(f"{sum(chosen.values())} slots; one worker has at most {SLOTS_MAX}: start several")
+    return chosen
+
+
+def _configured_slots(config: Config, queues: Sequence[str]) -> Iterator[tuple[str, int]]:
+    for queue in queues:
+        yield queue, config.queues[queue].slots if queue in config.queues else 1
+
+
+def choose_modules(config: Config, queues: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """What to import: `modules`, else the queues' `tasks`; and worker.tasks. Raises click.UsageError for nothing."""
+    of_queues = [module for queue in queues if queue in config.queues for module in config.queues[queue].tasks]
+    chosen = list(dict.fromkeys([*(modules or of_queues), *config.worker.tasks]))
+    if not chosen:
+        raise click.UsageError(
+            f"no task module for {', '.join(queues)}: give --tasks MODULE, or `tasks` under [queues.NAME] in zq.toml"
+        )
+    return chosen
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,313 @@
+"""A worker's slots, all queues together: as many as wanted, replaced when they end or are used up, watched while busy.
+
+Between `Session`, which knows slots by number and attempts by token, and `slots`, which has processes. Gives the
+session its events and does what the session wants done with slots.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from zq.config import WorkerSection
+from zq.protocol.job import JobSpec, Outcome, format_id
+from zq.workers import session_io as io
+from zq.workers import slots
+from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
+from zq.workers.slots import Keeper, Slot
+from zq.workers.sweep import own_marker
+from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, verdict
+
+RETRY_S: Final = 1.0
+"""Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
+RETRY_S_MAX: Final = 30.0
+_USEFUL_S: Final = 10.0
+_OUTCOMES: Final[Mapping[SlotOutcome, Outcome | None]] = {
+    SlotOutcome.DONE: Outcome.DONE,
+    SlotOutcome.FAILED: Outcome.FAILED,
+    SlotOutcome.REJECTED: Outcome.REJECTED,
+    SlotOutcome.NOT_OURS: None,
+}
+_logger = logging.getLogger("zq.workers")
+
+
+class TasksBroken(Exception):
+    """The task modules cannot be used; the text says why. A restart does not mend it."""
+
+
+class _Attempt:
+    """One job in one slot."""
+
+    def __init__(self, token: int, seq: int, spec: JobSpec, slot_pid: int, memory_bytes: int, now_s: float) -> None:
+        self.token = token
+        self.seq = seq
+        self.started_s = now_s
+        self.limits = Limits(spec.soft_limit_ms / 1000, spec.hard_limit_ms / 1000, memory_bytes)
+        self.sampler = TreeSampler(slot_pid, now_s)
+        self.sample = Sample(now_s)
+        self.soft_told = False
+        self.overrun = False
+
+    def due_s(self, sample_s: float, sampled_s: float) -> float:
+        """When to look again: after `sample_s`, or when a limit passes."""
+        times = [sampled_s + sample_s]
+        if not self.soft_told:
+            times.append(max(sampled_s, self.started_s + self.limits.soft_s))
+        if not self.overrun:
+            times.append(max(sampled_s, self.started_s + self.limits.hard_s))
+        return min(times)
+
+
+class _Place:
+    """A slot and its queue. `number` is never used again, also not by the slots of a later keeper."""
+
+    def __init__(self, number: int, queue: str, slot: Slot, now_s: float) -> None:
+        self.number = number
+        self.queue = queue
+        self.slot = slot
+        self.attempt: _Attempt | None = None
+        self.asked_s = now_s
+        self.look_s = now_s
+        self.opened = False
+        self.planned = False
+        """Whether its end was our wish."""
+
+
+class Crew:
+    def __init__(
+        self, instance: str, queues: Mapping[str, int], modules: Sequence[str], section: WorkerSection, now_s: float
+    ) -> None:
+        """Start the keeper; `tasks` is known, and slots can open, when `receive` has seen the modules loaded."""
+        self._instance = instance
+        self._queues = dict(queues)
+        self._modules = tuple(modules)
+        self._section = section
+        self._memory_bytes = section.memory_limit_mib << 20
+        self._places: dict[Slot, _Place] = {}
+        self._by_number: dict[int, _Place] = {}
+        self._missing: list[tuple[float, str]] = []
+        """(when, queue) of slots that are to be opened."""
+        self._numbers = 0
+        self._seqs = 0
+        self._generation = 0
+        self._keeper_failures = 0
+        self._keeper_s = now_s
+        self._keeper: Keeper | None = None
+        self._closing = False
+        self.tasks: tuple[str, ...] | None = None
+        """The tasks the modules have; None until they are loaded."""
+        self._start_keeper(now_s)
+
+    # ------------------------------------------------------------------------------------------ the loop's side
+
+    def fileno(self) -> int:
+        """To be polled for reading; −1 while there is no keeper. Changes when a keeper is replaced."""
+        return self._keeper.fileno() if self._keeper is not None else -1
+
+    def receive(self, now_s: float) -> list[io.Event]:
+        """What has happened since. Raises TasksBroken when the modules cannot be loaded."""
+        if self._keeper is None:
+            return []
+        events: list[io.Event] = []
+        for event in self._keeper.receive():
+            events += self._take(event, now_s)
+        return events
+
+    def look(self, now_s: float) -> list[io.Event]:
+        """Sample the slots that are due, judge their attempts, open the slots that are missing."""
+        events: list[io.Event] = []
+        if self._keeper is None and now_s >= self._keeper_s and not self._closing:
+            self._start_keeper(now_s)
+        if self._keeper is not None and self.tasks is not None and not self._closing:
+            for due in [due for due in self._missing if now_s >= due[0]]:
+                self._missing.remove(due)
+                self._open(due[1], now_s)
+        for place in self._places.values():
+            if place.attempt is not None and now_s >= place.look_s:
+                events += self._judge(place, place.attempt, now_s)
+        return events
+
+    def wake_s(self) -> float:
+        """When `look` has something to do."""
+        times = [place.look_s for place in self._places.values() if place.attempt is not None]
+        if self._keeper is None:
+            times.append(self._keeper_s)
+        elif self.tasks is not None:
+            times += [due_s for due_s, _ in self._missing]
+        # A keeper that is late with the end of a tree is noticed in `receive`: see that it is called.
+        if any(place.slot.end_by_s is not None for place in self._places.values()):
+            times.append(min(place.slot.end_by_s for place in self._places.values() if place.slot.end_by_s is not None))
+        return min(times, default=float("inf"))
+
+    def close(self) -> None:
+        """End the keeper and all below it, and wait for that (a few seconds at most)."""
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    # ------------------------------------------------------------------------------------------ the session's side
+
+    def start(self, effect: io.StartJob, now_s: float) -> io.NotStarted | None:
+        """Hand the job to its slot."""
+        place = self._by_number.get(effect.slot)
+        spec = effect.spec
+        self._seqs += 1
+        if place is None:
+            return io.NotStarted(effect.token)
+        assignment = Assignment(
+            seq=self._seqs,
+            job_id=format_id(spec.id),
+            attempt=effect.attempt,
+            task=spec.task,
+            queue=spec.queue,
+            arguments=spec.arguments,
+            soft_limit_s=spec.soft_limit_ms / 1000,
+            kill_grace_s=self._section.kill_grace_s,
+        )
+        attempt = _Attempt(effect.token, self._seqs, spec, place.slot.pid, self._memory_bytes, now_s)
+        try:
+            place.slot.send([assignment])
+        except RuntimeError as error:
+            _logger.warning("job %s could not be handed over: %s", assignment.job_id, error)
+            place.slot.end(0.0, str(error))
+            return io.NotStarted(effect.token)
+        place.attempt = attempt
+        place.look_s = attempt.due_s(self._section.sample_s, now_s)
+        return None
+
+    def end(self, effect: io.EndSlot) -> None:
+        place = self._by_number.get(effect.slot)
+        if place is not None:
+            place.planned = True
+            place.slot.end(self._section.kill_grace_s, effect.why)
+
+    def answer_hold(self, effect: io.AnswerHold) -> None:
+        place = self._by_number.get(effect.slot)
+        if place is not None and place.attempt is not None and place.attempt.token == effect.token:
+            place.slot.answer_still_mine(place.attempt.seq, effect.held)
+
+    # ------------------------------------------------------------------------------------------ keeper and slots
+
+    def _start_keeper(self, now_s: float) -> None:
+        self._generation += 1
+        self._keeper_s = now_s
+        self.tasks = None
+        marker = own_marker(self._instance, self._generation)
+        self._keeper = Keeper(self._modules, marker, adopts_orphans=True)
+        self._missing = [(now_s, queue) for queue, count in self._queues.items() for _ in range(count)]
+
+    def _open(self, queue: str, now_s: float) -> None:
+        assert self._keeper is not None
+        self._numbers += 1
+        place = _Place(self._numbers, queue, self._keeper.open_slot(), now_s)
+        self._places[place.slot] = place
+        self._by_number[place.number] = place
+
+    def _take(self, event: slots.Event, now_s: float) -> list[io.Event]:
+        match event:
+            case slots.Ready(tasks):
+                if not tasks:
+                    raise TasksBroken(f"the modules {', '.join(self._modules)} define no task (@app.task)")
+                self.tasks = tasks
+                return []
+            case slots.LoadFailed(error):
+                raise TasksBroken(error)
+            case slots.Opened(slot):
+                place = self._places[slot]
+                place.opened = True
+                return [io.SlotUp(place.number, place.queue)]
+            case slots.Finished(slot, results):
+                place = self._places[slot]
+                return [item for result in results for item in self._finished(place, result)]
+            case slots.Progressed(slot, progress):
+                return self._of_attempt(
+                    slot,
+                    progress.seq,
+                    lambda token: io.Progressed(token, progress.done, progress.total, progress.message),
+                )
+            case slots.StillMineAsked(slot, seq):
+                return self._of_attempt(slot, seq, io.HoldAsked)
+            case slots.Ended():
+                return self._ended(event, now_s)
+            case slots.KeeperEnded(status, strays):
+                self._keeper_ended(status, strays, now_s)
+                return []
+
+    def _of_attempt(self, slot: Slot, seq: int, make: Callable[[int], io.Event]) -> list[io.Event]:
+        attempt = self._places[slot].attempt
+        return [make(attempt.token)] if attempt is not None and attempt.seq == seq else []
+
+    def _finished(self, place: _Place, result: AttemptResult) -> list[io.Event]:
+        attempt, place.attempt = place.attempt, None
+        if attempt is None or attempt.seq != result.seq:
+            return []
+        events: list[io.Event] = []
+        used_up = self._section.max_tasks_per_slot
+        if used_up and place.slot.jobs_done >= used_up:
+            # Before the result, so that the session does not give the slot another job.
+            events.append(io.SlotClosing(place.number))
+            place.planned = True
+            place.slot.retire()
+        after_s = result.retry_after_s
+        events.append(
+            io.Reported(
+                token=attempt.token,
+                outcome=_OUTCOMES[result.outcome],
+                result=result.result,
+                error=result.error,
+                retry_after_ms=-1 if after_s is None else round(min(after_s, 1e9) * 1000),
+                usage=attempt_usage(result.usage, attempt.sample),
+            )
+        )
+        return events
+
+    def _ended(self, event: slots.Ended, now_s: float) -> list[io.Event]:
+        place = self._places.pop(event.slot)
+        del self._by_number[place.number]
+        if event.stuck:
+            _logger.error("%d processes of slot %d cannot be ended, not even by KILL", event.stuck, place.number)
+        worked = place.attempt is not None or place.slot.jobs_done > 0
+        of_use = place.planned or worked or now_s - place.asked_s >= _USEFUL_S
+        self._missing.append((now_s if of_use else now_s + RETRY_S, place.queue))
+        if not place.planned:
+            _logger.warning("slot %d of queue %s: the %s", place.number, place.queue, event.reason)
+        return [io.SlotGone(place.number, f"the {event.reason}")] if place.opened else []
+
+    def _keeper_ended(self, status: int, strays: Sequence[int], now_s: float) -> None:
+        self._keeper = None
+        self.tasks = None
+        self._missing = []
+        if strays:
+            _logger.error("processes %s of a dead keeper cannot be ended", ", ".join(map(str, strays)))
+        if self._closing:
+            return
+        self._keeper_failures = 0 if now_s - self._keeper_s >= 60 else self._keeper_failures + 1
+        wait_s = min(RETRY_S_MAX, RETRY_S * 2**self._keeper_failures)
+        self._keeper_s = now_s + wait_s
+        _logger.error("the keeper of the slots has ended (status %d); another one starts in %g s", status, wait_s)
+
+    # ------------------------------------------------------------------------------------------ the watchdog
+
+    def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
+        sample, limits = attempt.sampler.sample(), attempt.limits
+        attempt.sample = sample
+        events: list[io.Event] = [io.Sampled(attempt.token, attempt_usage(None, sample))]
+        match verdict(sample, limits, now_s):
+            case Verdict.SOFT:
+                place.slot.soft_limit(f"over the soft limit of {limits.soft_s:g} s")
+                attempt.sampler.told_soft()
+                attempt.soft_told = True
+            case Verdict.HARD if not attempt.overrun:
+                attempt.overrun = True
+                events.append(io.Overrun(attempt.token, f"over the hard limit of {limits.hard_s:g} s"))
+            case Verdict.MEMORY if not attempt.overrun:
+                attempt.overrun = True
+                used, allowed = sample.rss_bytes >> 20, limits.memory_bytes >> 20
+                error = f"over the memory limit: {sample.processes} processes with {used} MiB; {allowed} are allowed"
+                events.append(io.Overrun(attempt.token, error))
+            case _:
+                pass
+        place.look_s = attempt.due_s(self._section.sample_s, now_s)
+        return events

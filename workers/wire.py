@@ -1,0 +1,136 @@
+"""The worker's connection: one DEALER, and a monitor that tells when it breaks. Never blocks.
+
+A socket lives for one TCP connection: within it nothing is lost or reordered. When the connection ends, libzmq would
+quietly make another one; the monitor's word comes first, and the session opens a new socket and greets again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from zq.config import Config, ConfigError
+from zq.keys import KeyFile, client_key
+from zq.protocol import codec, limits
+from zq.protocol.errors import WireError
+from zq.protocol.messages import BrokerMessage, PeerMessage
+from zq.workers.session_io import LinkBroken
+
+LINGER_MS = 1_000
+"""How long the last words (BYE, results) may take to leave."""
+FRAMES_PER_ROUND = 256
+_BREAKS: dict[int, str] = {
+    zmq.EVENT_DISCONNECTED: "the connection ended",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the broker does not accept this worker's key (see `zq keys`)",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the broker speaks another protocol, or one side uses CURVE and one does not",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake with the broker failed",
+}
+_logger = logging.getLogger("zq.workers")
+
+
+class Wire:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._address = config.client.broker
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self.changes = 0
+        """How often `sockets` has changed."""
+
+    @property
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """To be polled for reading; other ones after `open` and `close`."""
+        return [sock for sock in (self._socket, self._monitor) if sock is not None]
+
+    def open(self) -> LinkBroken | None:
+        """Connect in the background. The key is read each time: it may be made, or replaced, later than the worker."""
+        self.close()
+        try:
+            key = client_key(self._config)
+            self._socket = _dealer(self._context, self._address, key)
+            self._monitor = self._socket.get_monitor_socket(sum(_BREAKS))
+            self._socket.connect(self._address)
+        except ConfigError as error:
+            return LinkBroken(str(error))
+        except zmq.ZMQError as error:
+            return LinkBroken(f"cannot connect to {self._address}: {error}")
+        return None
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.changes += 1
+        if self._socket is not None:
+            self._socket.disable_monitor()
+            self._socket.close(linger=linger_ms)
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+        self._socket = self._monitor = None
+
+    def end(self) -> None:
+        """Close for good; waits up to LINGER_MS for what has not left yet."""
+        self.close(LINGER_MS)
+        self._context.term()
+
+    def send(self, message: PeerMessage) -> LinkBroken | None:
+        if self._socket is None:
+            return LinkBroken("there is no connection")
+        try:
+            self._socket.send(codec.encode(message), zmq.DONTWAIT)
+        except zmq.Again:
+            return LinkBroken("the broker takes nothing more")
+        return None
+
+    def receive(self) -> Iterator[BrokerMessage | LinkBroken]:
+        """What has come, a bounded number; stops when the socket is closed meanwhile."""
+        sock = self._socket
+        for _ in range(FRAMES_PER_ROUND):
+            if sock is None or sock is not self._socket:
+                return
+            try:
+                frame = sock.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            try:
+                message = codec.decode_from_broker(frame)
+            except WireError as error:
+                _logger.error("the broker sent what cannot be read: %s", error)
+                continue
+            yield message
+        # Only when everything that came before the break has been read.
+        if sock is not None and sock is self._socket and (broken := self._take_break()) is not None:
+            yield broken
+
+    def _take_break(self) -> LinkBroken | None:
+        with contextlib.suppress(zmq.Again):
+            while self._monitor is not None:
+                event = recv_monitor_message(self._monitor, zmq.DONTWAIT)
+                why = _BREAKS.get(event["event"])
+                if why is not None:
+                    return LinkBroken(why)
+        return None
+
+
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: str, key: KeyFile | None) -> zmq.Socket[bytes]:
+    sock = context.socket(zmq.DEALER)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.SNDHWM, 10_000)
+    sock.setsockopt(zmq.RCVHWM, 10_000)
+    sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
+    sock.setsockopt(zmq.RECONNECT_IVL, 100)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    if address.startswith("tcp://["):
+        sock.setsockopt(zmq.IPV6, 1)
+    if key is not None:
+        sock.setsockopt(zmq.CURVE_PUBLICKEY, key.public_key)
+        sock.setsockopt(zmq.CURVE_SECRETKEY, key.secret_key)
+        sock.setsockopt(zmq.CURVE_SERVERKEY, key.server_key)
+    return sock
