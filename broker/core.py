@@ -234,11 +234,16 @@ class Core:
         stale = sorted(named - session.leases.keys())
         if stale:
             self._send(session, m.Revoke(session.id, stale, m.RevokeReason.STALE))
+        self._set_credit(session, message.credit)
         self._send(session, m.BeatOk(session.id))
 
     def _credit(self, session: Session, message: m.Credit, now_ms: int) -> None:
-        named = {q.queue: q.slots for q in message.limits if q.queue in session.queues}
-        self.queues.set_credit(session, {**session.limits, **named})
+        self._set_credit(session, message.limits)
+
+    def _set_credit(self, session: Session, credit: list[m.QueueSlots]) -> None:
+        named = {q.queue: q.slots for q in credit if q.queue in session.queues}
+        if any(session.limits.get(name) != slots for name, slots in named.items()):
+            self.queues.set_credit(session, {**session.limits, **named})
 
     def _patience_ms(self, session: Session) -> int:
         return self.settings.session_timeout_ms if session.role is Role.WORKER else CLIENT_IDLE_MS
@@ -421,7 +426,7 @@ class Core:
     def _purge(self, now_ms: int) -> None:
         """Forget jobs whose retention is over, a few at a time: deletes need free pages too."""
         left = PURGE_JOBS
-        before = (now_ms - self.settings.retention_ms).to_bytes(8, "big", signed=True)
+        before = max(0, now_ms - self.settings.retention_ms).to_bytes(8, "big")
         for name in self.book.counts:
             for state in ENDED:
                 prefix = state_prefix(state, name)

@@ -131,6 +131,8 @@ class Beat(FromPeer, frozen=True, tag=3):
     """DISPATCH messages received in this session: tells the broker which leases the list can be complete for."""
     leases: Annotated[list[Token], Items]
     usage: Annotated[list[LeaseUsage], Items] = []
+    credit: Annotated[list[QueueSlots], Meta(max_length=limits.QUEUES_PER_WORKER_MAX)] = []
+    """As in CREDIT, which says it sooner: a limit that was lost on its way is put right by the next BEAT."""
 
 
 class Submit(FromPeer, frozen=True, tag=4):

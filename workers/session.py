@@ -351,6 +351,8 @@ class Session:
             return
         self._request += 1
         lease.hold_request = self._request
+        if not self._holds:
+            self._hold_resend_ms = now_ms + RESEND_MS
         self._holds[self._request] = event.token
         if self.uplink.ready:
             self._send(m.Hold(self.uplink.session, self._request, lease.job_id, lease.token))

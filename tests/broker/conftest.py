@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from zq.broker.journal import Journal, MemoryJournal
+from zq.broker.lmdb_journal import LmdbJournal
+
+Reopen = Callable[[], Journal]
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
+    """A function that opens the journal; each further call is the next broker on the same content."""
+    opened: list[MemoryJournal | LmdbJournal] = []
+
+    def memory() -> Journal:
+        if opened and isinstance(opened[0], MemoryJournal):
+            opened[0].reopen()
+        else:
+            opened.append(MemoryJournal())
+        return opened[0]
+
+    def lmdb() -> Journal:
+        if opened:
+            opened[-1].close()
+        opened.append(LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 26))
+        return opened[-1]
+
+    yield memory if request.param == "memory" else lmdb
+    if opened:
+        opened[-1].close()

@@ -1,0 +1,191 @@
+"""One suite for every journal engine: what was committed is found again, by every index, also by the next broker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import pytest
+from msgspec.structs import replace
+
+from tests.broker.conftest import Reopen
+from zq.broker.journal import Journal, JournalRefused, Step
+from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, new_row, queue_prefix, state_prefix
+from zq.protocol.job import JobSpec, Outcome, State, digest, encode_spec, job_id_from
+from zq.protocol.messages import Usage
+
+
+def accept(number: int, *, queue: str = "q", key: str = "", priority: int = 5, delay_ms: int = 0) -> Step:
+    spec = JobSpec(job_id_from(str(number)), "a.task", queue, key=key, priority=priority, delay_ms=delay_ms)
+    data = encode_spec(spec)
+    return Step(None, new_row(spec, len(data), digest(data), number, 1000), spec=data)
+
+
+def row_of(step: Step) -> JobRow:
+    assert step.after is not None
+    return step.after
+
+
+def run(row: JobRow, token: int = 77) -> JobRow:
+    return replace(row, state=State.RUNNING, attempt=row.attempt + 1, token=token, worker="w", started_ms=2000)
+
+
+def finish(row: JobRow) -> Step:
+    after = replace(row, state=State.DONE, token=0, ended_ms=3000)
+    attempt = AttemptRow(row.attempt, row.token, "w", 2000, 3000, Outcome.DONE, "", Usage(cpu_ms=5))
+    return Step(row, after, attempts=(attempt,), result=KeptResult(b"\x01", 9000))
+
+
+def ready(journal: Journal, queue: str = "q") -> list[bytes]:
+    return [job_id for _, job_id in journal.scan(Index.READY, queue_prefix(queue), b"", 100)]
+
+
+def in_state(journal: Journal, state: State, queue: str = "q") -> list[bytes]:
+    return [job_id for _, job_id in journal.scan(Index.STATE, state_prefix(state, queue), b"", 100)]
+
+
+def test_a_job_is_found_in_each_of_its_states_also_by_the_next_broker(reopen: Reopen) -> None:
+    journal = reopen()
+    step = accept(1, key="合并:1")
+    row = row_of(step)
+    journal.commit([step], 1000)
+    journal = reopen()
+    assert (journal.row(row.id), journal.spec(row.id)) == (row, step.spec)
+    assert ready(journal) == [row.id]
+    assert journal.key_holder("合并:1") == row.id
+    running = run(row)
+    journal.commit([Step(row, running)], 2000)
+    journal = reopen()
+    assert ready(journal) == []
+    assert in_state(journal, State.RUNNING) == [row.id]
+    end = finish(running)
+    journal.commit([end], 3000)
+    journal = reopen()
+    assert in_state(journal, State.RUNNING) == []
+    assert in_state(journal, State.DONE) == [row.id]
+    assert journal.key_holder("合并:1") is None
+    assert journal.attempts(row.id) == list(end.attempts)
+    assert journal.result(row.id) == end.result
+    journal.commit([Step(row_of(end), None)], 4000)
+    journal = reopen()
+    assert journal.row(row.id) is None
+    assert journal.spec(row.id) is None
+    assert journal.result(row.id) is None
+    assert journal.attempts(row.id) == []
+    assert in_state(journal, State.DONE) == []
+
+
+def test_counts_are_kept_for_ever_and_balance(reopen: Reopen) -> None:
+    journal = reopen()
+    steps = [accept(n, queue="a" if n < 3 else "b") for n in range(1, 5)]
+    journal.commit(steps, 1000)
+    running = run(row_of(steps[0]))
+    end = finish(running)
+    journal.commit([Step(row_of(steps[0]), running)], 2000)
+    journal.commit([end], 3000)
+    journal.commit([Step(row_of(end), None)], 4000)
+    counts = reopen().counts()
+    assert {name: c.accepted for name, c in counts.items()} == {"a": 2, "b": 2}
+    assert counts["a"].by_state[State.DONE] == 1
+    assert counts["a"].by_state[State.READY] == 1
+    assert all(c.balanced() for c in counts.values())
+
+
+def test_epoch_sequence_and_time_go_on_with_the_next_broker(reopen: Reopen) -> None:
+    journal = reopen()
+    assert (journal.epoch, journal.seq) == (1, 0)
+    journal.commit([accept(7)], 5000)
+    journal.commit([], 4000)
+    journal = reopen()
+    assert (journal.epoch, journal.seq, journal.time_ms) == (2, 7, 5000)
+
+
+def test_ready_jobs_are_in_the_order_of_dispatch(reopen: Reopen) -> None:
+    journal = reopen()
+    steps = {n: accept(n, priority=9 if n == 3 else 5) for n in (1, 2, 3)}
+    journal.commit([steps[2], steps[3], steps[1], accept(4, queue="other")], 1000)
+    assert ready(journal) == [row_of(steps[n]).id for n in (3, 1, 2)]
+
+
+def test_scanning_goes_both_ways_page_by_page(reopen: Reopen) -> None:
+    journal = reopen()
+    steps = [accept(n, delay_ms=n) for n in range(1, 8)]
+    journal.commit([*steps, accept(9, queue="x"), accept(10, queue="zz", delay_ms=1)], 1000)
+    expected = [row_of(step).id for step in steps]
+    for backwards in (False, True):
+        found: list[bytes] = []
+        after = b""
+        while page := journal.scan(
+            Index.STATE, state_prefix(State.SCHEDULED, "q"), after, 3, backwards=backwards
+        ):
+            assert len(page) <= 3
+            found += [job_id for _, job_id in page]
+            after = page[-1][0]
+        assert found == (expected[::-1] if backwards else expected)
+    assert len(journal.scan(Index.DUE, b"", b"", 100)) == 8
+
+
+def test_a_batch_larger_than_the_map_makes_the_map_larger(tmp_path: Path) -> None:
+    journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
+    journal.commit([accept(n) for n in range(1, 8001)], 1000)
+    assert len(journal.scan(Index.READY, queue_prefix("q"), b"", 10_000)) == 8000
+    assert journal.counts()["q"].accepted == 8000
+    journal.close()
+
+
+def test_the_folder_and_its_files_are_private(tmp_path: Path) -> None:
+    journal = LmdbJournal(tmp_path / "data" / "journal", map_size_bytes=1 << 20)
+    journal.close()
+    assert (tmp_path / "data" / "journal").stat().st_mode & 0o777 == 0o700
+    assert all(f.stat().st_mode & 0o077 == 0 for f in (tmp_path / "data" / "journal").iterdir())
+
+
+def test_one_broker_a_journal(tmp_path: Path) -> None:
+    journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
+    program = (
+        "import sys; from pathlib import Path; from zq.broker.lmdb_journal import LmdbJournal\n"
+        "LmdbJournal(Path(sys.argv[1]), map_size_bytes=1 << 20)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "journal")], capture_output=True, text=True, check=False
+    )
+    assert "another broker has this journal" in other.stderr
+    assert str(os.getpid()) in other.stderr
+    journal.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database" * 1000])
+def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path, damage: bytes) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir(mode=0o700)
+    (folder / "data.mdb").write_bytes(damage)
+    if damage:
+        with pytest.raises(JournalRefused, match="cannot be opened"):
+            LmdbJournal(folder, map_size_bytes=1 << 20)
+        assert (folder / "data.mdb").read_bytes() == damage
+    else:
+        with pytest.raises(JournalRefused, match="format none"):
+            LmdbJournal(folder, map_size_bytes=1 << 20)
+
+
+def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
+    LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20).close()
+    env = lmdb.open(str(tmp_path / "journal"), max_dbs=4, lib_version=0)
+    with env.begin(write=True) as txn:
+        txn.put(b"format", b"999", db=env.open_db(b"meta", txn=txn))
+    env.close()
+    with pytest.raises(JournalRefused, match="format 999"):
+        LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
+
+
+def test_a_crash_while_it_was_made_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    torn = tmp_path / "journal.new"
+    torn.mkdir()
+    (torn / "data.mdb").write_bytes(b"\0" * 4096)
+    journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
+    assert journal.epoch == 1
+    journal.close()
