@@ -102,14 +102,18 @@ def _entry(label: str, value: str, style: Style, width_cells: int, signs: Signs)
 
 
 def wrapped(text: str, width_cells: int) -> list[str]:
-    """`text` in pieces of at most `width_cells` cells (two, at least): an error is shown whole."""
+    """`text` in pieces of at most `width_cells` cells (two, at least), cut at a blank where one is near the end."""
     room = max(2, width_cells)
     pieces: list[str] = []
-    used = start = 0
+    used = start = blank = 0
     for index, char in enumerate(text):
         wide = cells.char_width(char)
         if used + wide > room:
-            pieces.append(text[start:index])
-            start, used = index, 0
+            stop = blank if blank > start + room // 2 else index
+            pieces.append(text[start:stop])
+            start = stop
+            used = cells.width(text[start:index])
         used += wide
+        if char == " ":
+            blank = index + 1
     return [*pieces, text[start:]]

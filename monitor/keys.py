@@ -88,7 +88,7 @@ KEYS: tuple[Key, ...] = (
     Key(("enter",), Action.OPEN, "a queue: its jobs; a job: its attempts and errors", _BOARD, "open"),
     Key(("escape",), Action.BACK, "back; clears the filter; the jobs of all queues again", _LISTS),
     Key(("v",), Action.STATE, "jobs: running, ready, scheduled, dead, done, cancelled, expired", _BOARD, "state"),
-    Key(("/",), Action.FILTER, "show rows with these words; !word leaves rows out", _BOARD, "filter"),
+    Key(("/",), Action.FILTER, "rows of this pane with these words; !word leaves rows out", _BOARD, "filter"),
     Key(("s",), Action.SORT, "sort by the next column", _BOARD, "sort"),
     Key(("I",), Action.INVERT, "turn the order round", _BOARD),
     Key(("Z",), Action.FREEZE, "freeze the screen, and go on", _JOB, "freeze"),

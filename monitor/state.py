@@ -141,7 +141,7 @@ class Ui:
     chosen: dict[Pane, Identity] = field(default_factory=dict)
     sorts: dict[Pane, Sort] = field(default_factory=_first_sorts)
     inverted: dict[Pane, bool] = field(default_factory=dict)
-    words: str = ""
+    filters: dict[Pane, str] = field(default_factory=dict)
     typed: str = ""
     frozen: Board | None = None
     opened: bytes | None = None
@@ -158,12 +158,17 @@ class Ui:
     note: str = ""
     """What came of the last order; shown until the next key."""
 
+    @property
+    def words(self) -> str:
+        """The filter of the pane that has the keyboard."""
+        return self.filters.get(self.pane, "")
+
     def rows(self, board: Board, pane: Pane) -> list[Row]:
         """What the pane shows: filtered and in order."""
         all_rows: dict[Pane, Sequence[Row]] = {
             Pane.QUEUES: board.queues, Pane.WORKERS: board.workers, Pane.JOBS: board.jobs,
         }  # fmt: skip
-        kept = [row for row in all_rows[pane] if matches(row, self.words)]
+        kept = [row for row in all_rows[pane] if matches(row, self.filters.get(pane, ""))]
         order = self.sorts[pane]
         kept.sort(key=order.key, reverse=order.falling)
         if self.inverted.get(pane):
@@ -245,7 +250,7 @@ class Ui:
         elif self.mode is Mode.DETAIL:
             self.mode, self.opened, self.detail, self.scroll = Mode.BOARD, None, None, 0
         elif self.words:
-            self.words = ""
+            self.filters[self.pane] = ""
         elif self.query != Query():
             return self._look(Query())
         return []
@@ -265,7 +270,7 @@ class Ui:
         return []
 
     def _accept(self, board: Board) -> list[Order]:
-        self.mode, self.words = Mode.BOARD, self.typed.strip()
+        self.mode, self.filters[self.pane] = Mode.BOARD, self.typed.strip()
         return []
 
     def _erase(self, board: Board) -> list[Order]:

@@ -7,7 +7,7 @@ from datetime import UTC, tzinfo
 from typing import Any
 
 from zq.monitor import tables
-from zq.monitor.detail import detail_lines
+from zq.monitor.detail import detail_lines, wrapped
 from zq.monitor.drawing import UTF8, Line, Signs, Span, Style, clip, fitting, head, row, spread, width
 from zq.monitor.keys import KEYS, Action, Mode, shown
 from zq.monitor.model import Board
@@ -19,6 +19,8 @@ from zq.protocol.job import State
 PANE_ROWS_MIN = 1
 """Rows a pane keeps under its head, however little room there is."""
 ALARMS_SHOWN = 2
+TROUBLE_LINES_MAX = 3
+"""For what the last attempt to reach the broker said: it tells what to do."""
 _COLUMNS: dict[Pane, Sequence[Any]] = {
     Pane.QUEUES: tables.QUEUES, Pane.WORKERS: tables.WORKERS, Pane.JOBS: tables.JOBS,
 }  # fmt: skip
@@ -65,7 +67,8 @@ def header(board: Board, width_cells: int, signs: Signs, *, frozen: bool = False
     lines = [spread(_who(board, signs), _contact(board, signs, frozen), width_cells, signs)]
     if board.broker is None:
         if board.trouble:
-            lines.append(clip((Span(signs.clean(board.trouble), Style.WARN),), width_cells, signs))
+            parts = wrapped(signs.clean(board.trouble), width_cells)[:TROUBLE_LINES_MAX]
+            lines += [(Span(part, Style.WARN),) for part in parts]
         return lines
     lines += [_wrap_parts(parts, width_cells, signs) for parts in (_totals(board), _journal(board))]
     if board.silent:
@@ -138,13 +141,13 @@ def _wrap_parts(parts: Sequence[Part], width_cells: int, signs: Signs) -> Line:
 
 
 def _alarm_lines(board: Board, width_cells: int, signs: Signs) -> list[Line]:
-    texts = list(board.alarms)
-    if board.silent:
-        reason = f": {board.trouble}" if board.trouble else ""
-        texts.insert(0, f"the broker is silent; what is shown is {duration(board.age_s)} old{reason}")
-    hidden = len(texts) - ALARMS_SHOWN
     lines: list[Line] = []
-    for index, text in enumerate(texts[:ALARMS_SHOWN]):
+    if board.silent:
+        reason = signs.clean(board.trouble or f"the broker is silent; what is shown is {duration(board.age_s)} old")
+        parts = wrapped(reason, width_cells - 2)[:TROUBLE_LINES_MAX]
+        lines += [(Span(f"{signs.alarm if i == 0 else ' '} {part}", Style.BAD),) for i, part in enumerate(parts)]
+    hidden = len(board.alarms) - ALARMS_SHOWN
+    for index, text in enumerate(board.alarms[:ALARMS_SHOWN]):
         more = f"  (+{hidden} more)" if hidden > 0 and index == ALARMS_SHOWN - 1 else ""
         right: Line = (Span(more, Style.BAD),) if more else ()
         lines.append(spread((Span(f"{signs.alarm} {signs.clean(text)}", Style.BAD),), right, width_cells, signs))
@@ -207,7 +210,7 @@ def _pane(
 def _nothing(board: Board, ui: Ui, pane: Pane) -> str:
     if board.broker is None:
         return "waiting for the broker"
-    if ui.words:
+    if ui.filters.get(pane):
         return "nothing matches the filter"
     if pane is Pane.JOBS:
         return f"no {jobs_title(ui)}"

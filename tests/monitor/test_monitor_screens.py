@@ -32,6 +32,10 @@ from zq.protocol.messages import (
 SCREENS = Path(__file__).parent / "screens"
 ADDRESS = "tcp://127.0.0.1:5570"
 NOW_MS = 1_767_225_600_000  # 2026-01-01 00:00 UTC
+TROUBLE = (
+    "no answer from the broker at tcp://127.0.0.1:5570 within 5 s; no connection: is it running (`zq status`,"
+    " `zq broker`), is the address right (client.broker in zq.toml), and does it want a key (client.key)?"
+)
 BEIJING = timezone(timedelta(hours=8))
 
 
@@ -155,15 +159,15 @@ def test_a_queue_that_nobody_serves_is_an_alarm() -> None:
 
 
 def test_a_silent_broker_leaves_the_last_data_dimmed() -> None:
-    lines = views.screen(seen(snapshot(), now_s=112.0, trouble="no answer in 2 s"), Ui(), 80, 24)
+    lines = views.screen(seen(snapshot(), now_s=112.0, trouble=TROUBLE), Ui(), 80, 24)
     compare("silent", lines, 80)
-    below = [span for line in lines[5:-1] for span in line if span.text.strip()]
+    below = [span for line in lines[6:-1] for span in line if span.text.strip()]
     assert {span.style for span in below} <= {Style.QUIET, Style.HERE}
 
 
 def test_before_the_first_contact() -> None:
     history = History(started_s=0.0)
-    history.miss("tcp://127.0.0.1:5570 does not answer")
+    history.miss(TROUBLE)
     compare("no-contact-yet", views.screen(board(history, ADDRESS, 12.0), Ui(), 80, 24), 80)
 
 
@@ -202,7 +206,8 @@ def test_a_question_stands_in_the_footer() -> None:
 @pytest.mark.parametrize("width", range(1, 140, 7))
 @pytest.mark.parametrize("height", [1, 2, 5, 9, 50])
 def test_any_size_is_filled_and_never_overrun(width: int, height: int) -> None:
-    for ui in (Ui(), Ui(pane=Pane.JOBS, words="张"), Ui(mode=Mode.HELP), Ui(mode=Mode.FILTER, typed="欧阳" * 90)):
+    filtered = Ui(pane=Pane.JOBS, filters={Pane.JOBS: "张"})
+    for ui in (Ui(), filtered, Ui(mode=Mode.HELP), Ui(mode=Mode.FILTER, typed="欧阳" * 90)):
         lines = views.screen(unserved(), ui, width, height)
         assert len(lines) == height
         assert all(cells.width(text_of(line)) <= max(width, 12) for line in lines)
