@@ -205,10 +205,10 @@ class Session:
             self._finish(held, Outcome.HANDED_BACK)
         else:
             self.slots.wait(held)
-            self._assign(spec.queue, now_ms)
+            self._assign(now_ms)
 
-    def _assign(self, queue: str, now_ms: int) -> None:
-        while (pair := self.slots.match(queue, self.book.job_occupied)) is not None:
+    def _assign(self, now_ms: int) -> None:
+        while (pair := self.slots.match(self.book.job_occupied)) is not None:
             slot, lease = pair
             assert lease.spec is not None
             self.book.step(lease, Step.START)
@@ -285,7 +285,7 @@ class Session:
 
     def _on_slot_up(self, event: io.SlotUp, now_ms: int) -> None:
         self.slots.add(event.slot, event.queue)
-        self._assign(event.queue, now_ms)
+        self._assign(now_ms)
 
     def _on_slot_closing(self, event: io.SlotClosing, now_ms: int) -> None:
         self.slots.close(event.slot)
@@ -302,8 +302,7 @@ class Session:
                 if lease.result is not None:
                     lease.result = msgspec.structs.replace(lease.result, usage=lease.usage)
                 self.book.step(lease, Step.GONE)
-        for queue in self._settings.queues:
-            self._assign(queue, now_ms)
+        self._assign(now_ms)
 
     def _on_not_started(self, event: io.NotStarted, now_ms: int) -> None:
         lease = self.book.get(event.token)
@@ -314,7 +313,7 @@ class Session:
         self.book.step(lease, Step.UNSTART)
         if self.work is Work.WORKING:
             self.slots.wait(lease)
-            self._assign(lease.queue, now_ms)
+            self._assign(now_ms)
         else:
             self._finish(lease, Outcome.HANDED_BACK)
 
@@ -335,7 +334,7 @@ class Session:
             error, outcome = error or "the task gave up: its lease was lost", Outcome.FAILED
         self._finish(lease, outcome, result=event.result, error=error, retry_after_ms=event.retry_after_ms)
         self.slots.free(slot)
-        self._assign(lease.queue, now_ms)
+        self._assign(now_ms)
 
     def _on_progressed(self, event: io.Progressed, now_ms: int) -> None:
         lease = self.book.get(event.token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from zq.workers.leases import HeldLease
@@ -16,7 +16,7 @@ class SessionSlots:
         self._queue_of: dict[int, str] = {}
         self._closed: set[int] = set()
         self._free: dict[str, list[int]] = {queue: [] for queue in queues}
-        self._waiting: dict[str, deque[HeldLease]] = {queue: deque() for queue in queues}
+        self._waiting: list[HeldLease] = []
         self._up: Counter[str] = Counter()
 
     def total(self, queue: str) -> int:
@@ -55,18 +55,15 @@ class SessionSlots:
 
     def wait(self, lease: HeldLease) -> None:
         """Bounded by the caller: never more leases than `total` are open in a queue."""
-        self._waiting[lease.queue].append(lease)
+        self._waiting.append(lease)
 
     def stop_waiting(self, lease: HeldLease) -> None:
-        self._waiting[lease.queue].remove(lease)
+        self._waiting.remove(lease)
 
-    def match(self, queue: str, occupied: Callable[[bytes], bool]) -> tuple[int, HeldLease] | None:
-        """Take a free slot and the first lease that waits for one, but none whose job still has processes here."""
-        free = self._free[queue]
-        if not free:
-            return None
-        for lease in self._waiting[queue]:
-            if not occupied(lease.job_id):
-                self._waiting[queue].remove(lease)
-                return free.pop(), lease
+    def match(self, occupied: Callable[[bytes], bool]) -> tuple[int, HeldLease] | None:
+        """Take the first lease that a slot is free for, and the slot; but none whose job still has processes here."""
+        for lease in self._waiting:
+            if self._free[lease.queue] and not occupied(lease.job_id):
+                self._waiting.remove(lease)
+                return self._free[lease.queue].pop(), lease
         return None
