@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -304,10 +304,11 @@ def test_a_second_merge_has_nothing_to_do(tmp_path: Path) -> None:
     assert not job.programs
 
 
-def test_the_same_segments_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case_id", ["mp4-uniform", "restart-vp8-opus", "ts-vp9-mute"])
+def test_the_same_segments_give_the_same_bytes(tmp_path: Path, case_id: str) -> None:
     made = []
     for name in ("a", "b"):
-        recording = lay_out(tmp_path / name, "mp4-uniform")
+        recording = lay_out(tmp_path / name, case_id)
         made.append((recording.request.target / recording.merge().video).read_bytes())
     assert made[0] == made[1]
 
@@ -365,14 +366,53 @@ def test_an_attempt_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> Non
 def test_the_work_of_a_living_attempt_is_left_alone(tmp_path: Path) -> None:
     recording = lay_out(tmp_path, "ts-vp9-mute")
 
-    def at(step: str) -> None:
-        if step == "decoding" and len(inner) == 0:
-            inner.append(recording.merge(Job(id="job1", attempt=2)))
+    def lost(step: str) -> None:
+        if step == "still_mine":
+            raise LeaseLost("given to another worker")
 
-    inner: list[MergeResult] = []
-    outer = recording.merge(Job(at=at))
-    assert (outer.size_bytes, outer.video) == (inner[0].size_bytes, inner[0].video)
+    def at(step: str) -> None:
+        if step == "merging" and not met:
+            met.append(step)
+            with pytest.raises(LeaseLost):
+                recording.merge(Job(attempt=2, at=lost))
+
+    met: list[str] = []
+    result = recording.merge(Job(at=at))
+    assert met
+    assert not result.already
+    assert recording.beside() == [result.video, result.video + ".zq.json"]
+
+
+def test_of_two_attempts_the_faster_one_counts(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+
+    def at(step: str) -> None:
+        if step == "merging" and not faster:
+            faster.append(recording.merge(Job(attempt=2)))
+
+    faster: list[MergeResult] = []
+    slower = recording.merge(Job(at=at))
+    assert slower.already
+    assert (slower.size_bytes, slower.video) == (faster[0].size_bytes, faster[0].video)
     assert recording.clean_up()["deleted"] == len(recording.before)
+
+
+def test_a_name_from_the_client_stays_one_name(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    name = "../../王\u202e/..\\x\n" + "长" * 100
+    request = replace(recording.request, student_name=name)
+    result = run_merge(Job(), request, MergeSettings(ffmpeg=FFMPEGS[0]))
+    assert recording.beside() == [result.video, result.video + ".zq.json"]
+    assert "王" in result.video
+    assert result.video.isprintable()
+
+
+def test_a_students_folder_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    recording.request.folder.rename(tmp_path / "elsewhere")
+    recording.request.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MergeRefused, match="bad_request"):
+        recording.merge()
 
 
 def test_a_segment_that_arrives_during_the_merge_makes_it_begin_again(tmp_path: Path) -> None:
