@@ -34,6 +34,7 @@ from zq.workers.process import (
     ProcessKey,
     TreeEnd,
     become_subreaper,
+    child_pids,
     die_with_parent,
     key_of,
     living_below,
@@ -219,12 +220,7 @@ class Keeper:
         dead = [slot for slot in self._slots.values() if slot.status is not None]
         if not dead:
             return
-        orphans = self._orphans()
-        for key in orphans:
-            send_signal(key, signal.SIGKILL)
-        if orphans:
-            self._reap()
-            orphans = self._orphans()
+        orphans = self._end_orphans()
         now_s = time.monotonic()
         for slot in dead:
             if not orphans or now_s >= slot.give_up_s:
@@ -232,10 +228,15 @@ class Keeper:
                 del self._slots[slot.number]
                 self._say(channel.SlotEnded(slot.number, slot.status, len(orphans)))
 
-    def _orphans(self) -> list[ProcessKey]:
-        """What lives below the keeper, but below none of its living slots."""
-        slots = {slot.key.pid for slot in self._slots.values() if slot.status is None}
-        return living_below(self._pid, without=slots | self._own_helpers)
+    def _end_orphans(self) -> set[int]:
+        """KILL what lives below the keeper, but below none of its living slots. Children that are left, zombies too:
+        everything orphaned becomes a child of the keeper, so without any there is certainly nothing.
+        """
+        known = {slot.key.pid for slot in self._slots.values() if slot.status is None} | self._own_helpers
+        for key in living_below(self._pid, without=known):
+            send_signal(key, signal.SIGKILL)
+        self._reap()
+        return set(child_pids(self._pid)) - known
 
     def end_everything(self) -> NoReturn:
         """KILL all below, until the kernel says there is nothing; then exit."""

@@ -34,6 +34,7 @@ _CONTROL_BYTES: Final = 256 << 10
 _KEEPER_SLACK_S: Final = 3.0
 """A keeper that is so late with the end of a tree is itself ended."""
 _CLEAN_UP_S: Final = 1.0
+_EXIT_S: Final = 0.2
 _logger = logging.getLogger("zq.workers")
 
 
@@ -414,7 +415,6 @@ class Keeper:
             except OSError:
                 data, fds = b"", []
             if not data:
-                self._process.kill()
                 return events + self._after_end()
             try:
                 events.extend(self._understand(channel.decode(channel.from_keeper, data), fds))
@@ -448,8 +448,11 @@ class Keeper:
     def _after_end(self) -> list[Event]:
         """The keeper is dead or dying: see that nothing of it lives. Waits up to a second or two."""
         self._ended = True
-        self._process.kill()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(_EXIT_S)  # its socket closes a moment before it has exited
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         self._living_pids.discard(self._process.pid)
         events: list[Event] = []
         for slot in self._slots.values():

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-
-from slot_driver import PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
-
+from tests.workers.slot_driver import PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
 from zq.protocol import limits
 from zq.workers import slots
 from zq.workers.channel import SlotOutcome

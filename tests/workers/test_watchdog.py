@@ -1,0 +1,136 @@
+"""The watchdog: the verdict as a table, the sums, and real trees measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workers.slot_driver import PYTHON, Driver, pids_in, wait_for
+from zq.protocol.messages import Usage
+from zq.workers import slots
+from zq.workers.channel import SlotUsage
+from zq.workers.process import ProcessKey
+from zq.workers.watchdog import Counters, Ledger, Limits, Sample, TreeSampler, Verdict, attempt_usage, verdict
+
+MIB = 1 << 20
+LIMITS = Limits(soft_s=10.0, hard_s=20.0, memory_bytes=100)
+START_S = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("running_s", "rss_bytes", "soft_told", "expected"),
+    [
+        (0.0, 0, False, Verdict.OK),
+        (9.999, 100, False, Verdict.OK),
+        (10.0, 0, False, Verdict.SOFT),
+        (19.999, 0, False, Verdict.SOFT),
+        (19.999, 0, True, Verdict.OK),
+        (20.0, 0, False, Verdict.HARD),
+        (20.0, 0, True, Verdict.HARD),
+        (0.0, 101, False, Verdict.MEMORY),
+        (20.0, 101, True, Verdict.MEMORY),
+        (-5.0, 0, False, Verdict.OK),
+    ],
+)
+def test_verdict(running_s: float, rss_bytes: int, soft_told: bool, expected: Verdict) -> None:
+    sample = Sample(START_S, soft_told=soft_told, rss_bytes=rss_bytes)
+    assert verdict(sample, LIMITS, START_S + running_s) is expected
+
+
+def test_no_memory_limit_means_none() -> None:
+    assert verdict(Sample(0.0, rss_bytes=1 << 50), Limits(10.0, 20.0), 0.0) is Verdict.OK
+
+
+SLOT, CHILD, OTHER = ProcessKey(1, 1), ProcessKey(2, 1), ProcessKey(2, 7)
+
+
+def counters(cpu_s: float, rss_bytes: int = 10) -> Counters:
+    return Counters(cpu_s, rss_bytes, int(cpu_s), int(cpu_s), int(cpu_s))
+
+
+def test_ledger_counts_from_its_first_measurement_and_never_back() -> None:
+    ledger = Ledger(START_S)
+    assert ledger.enter([(SLOT, counters(100))]).cpu_s == 0
+    sample = ledger.enter([(SLOT, counters(101)), (CHILD, counters(5, 50))])
+    assert (sample.cpu_s, sample.rss_bytes, sample.processes) == (6, 60, 2)
+    # The child has ended and is not reaped yet: in no sum.
+    sample = ledger.enter([(SLOT, counters(101))])
+    assert (sample.cpu_s, sample.rss_bytes, sample.peak_rss_bytes, sample.processes) == (6, 10, 60, 1)
+    # Reaped: the kernel has added it to its parent. Its pid is used again.
+    sample = ledger.enter([(SLOT, counters(107)), (OTHER, counters(1))])
+    assert (sample.cpu_s, sample.read_bytes, sample.processes_seen) == (8, 8, 3)
+    assert ledger.enter([]).peak_rss_bytes == 60
+    ledger.told_soft()
+    assert ledger.enter([]).soft_told
+
+
+def test_attempt_usage_takes_the_better_account() -> None:
+    sample = Sample(0.0, cpu_s=1.0, peak_rss_bytes=500, read_bytes=5, written_bytes=6, processes_seen=4)
+    reported = SlotUsage(cpu_s=1.25, peak_rss_bytes=400, read_bytes=7, written_bytes=1)
+    assert attempt_usage(reported, sample) == Usage(1250, 500, 7, 6, 4)
+    assert attempt_usage(None, sample) == Usage(1000, 500, 5, 6, 4)
+    assert attempt_usage(None, None) == Usage(0, 0, 0, 0, 1)
+
+
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    with Driver() as fresh:
+        yield fresh
+
+
+def test_memory_of_a_task_is_seen_and_its_tree_ended(driver: Driver, tmp_path: Path) -> None:
+    sampler = TreeSampler(driver.slot.pid, 0.0)
+    limits = Limits(60.0, 60.0, memory_bytes=200 * MIB)
+    assert verdict(sampler.sample(), limits, 0.0) is Verdict.OK
+    driver.start("eat_memory", str(tmp_path / "stands"), 256 * MIB)
+    wait_for((tmp_path / "stands").exists)
+    sample = sampler.sample()
+    assert 256 * MIB <= sample.rss_bytes < 320 * MIB
+    assert verdict(sample, limits, 0.0) is Verdict.MEMORY
+    driver.slot.end(0.0, "memory")
+    driver.until(slots.Ended, within_s=2.0)
+    assert sampler.sample().peak_rss_bytes == sample.peak_rss_bytes
+    assert sampler.sample().processes == 0
+
+
+def test_whole_tree_is_measured(driver: Driver, tmp_path: Path) -> None:
+    sampler = TreeSampler(driver.slot.pid, 0.0)
+    driver.start("daemonize", str(tmp_path / "a"), True)
+    pids_in(tmp_path / "a")
+    assert sampler.sample().processes == 2
+
+
+def test_cpu_and_bytes_of_what_ended_between_two_samples_are_kept(driver: Driver, tmp_path: Path) -> None:
+    sampler = TreeSampler(driver.slot.pid, 0.0)
+    usage = driver.run("burn", 0.5, 8 * MIB, str(tmp_path / "file")).usage
+    sample = sampler.sample()  # both children came and went unseen
+    assert sample.processes_seen == 1
+    assert sample.cpu_s == pytest.approx(usage.cpu_s, abs=0.03)
+    assert sample.written_bytes >= 8 * MIB
+    assert sample.moved_bytes >= 8 * MIB
+
+
+@pytest.mark.skipif(not os.access("/usr/bin/time", os.X_OK), reason="/usr/bin/time is not installed")
+def test_account_agrees_with_time(driver: Driver, tmp_path: Path) -> None:
+    """Within 5 % of `/usr/bin/time -v` on the same program, run by the task."""
+    code = "import time; x = bytearray(100 << 20); x[::9] = b'x' * len(x[::9])\nwhile time.process_time() < 1: pass"
+    log = tmp_path / "time"
+    argv = ["/usr/bin/time", "-f", "%U %S %M", "-o", str(log), PYTHON, "-c", code]
+    usage = driver.result(driver.start("run", argv, {})).usage
+    user_s, system_s, peak_kib = map(float, log.read_text().split())
+    assert usage.cpu_s == pytest.approx(user_s + system_s, rel=0.05)
+    assert usage.peak_rss_bytes == pytest.approx(peak_kib * 1024, rel=0.05)
+
+
+def test_sampler_never_takes_another_process_for_its_own(driver: Driver) -> None:
+    sleeper = subprocess.Popen(["sleep", "600"])
+    sampler = TreeSampler(sleeper.pid, 0.0)
+    assert sampler.sample().processes == 1
+    sleeper.send_signal(signal.SIGKILL)
+    sleeper.wait()
+    assert sampler.sample().processes == 0
