@@ -23,8 +23,8 @@ from zq.protocol.messages import Role
 
 EXIT_UNAVAILABLE = 69
 """The broker did not answer (EX_UNAVAILABLE, sysexits(3))."""
-EXIT_REFUSED = 77
-"""The broker does not let this key look (EX_NOPERM)."""
+EXIT_REFUSED = 1
+"""The broker does not let this key look; the code that `zq` has for it."""
 TIMEOUT_S_MAX = 5.0
 """For one question: somebody is looking at the screen. A shorter `client.timeout_s` is kept."""
 PIPE_CELLS = 120
@@ -46,8 +46,8 @@ def main(
 ) -> None:  # fmt: skip
     """Queues, workers and jobs of a zq broker, live.
 
-    Press ? for the keys. Exit codes: 0 all right, 69 the broker does not answer (with --once), 77 it refuses this
-    key, 78 the configuration is wrong. NO_COLOR is honoured.
+    Press ? for the keys. NO_COLOR is honoured. Exit codes: 0 all right, 1 the broker refuses this key, 2 wrong usage,
+    69 the broker does not answer (both with --once), 78 the configuration is wrong.
     """
     if as_json_ and not once:
         raise click.UsageError("--json needs --once")

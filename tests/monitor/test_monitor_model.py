@@ -201,6 +201,11 @@ def test_enter_is_not_a_yes() -> None:
     assert press(ui, shown, "c", "y") == [Change("cancel", job(1).id)]
 
 
+def test_nothing_but_a_y_is_a_yes() -> None:
+    names = {name for key in KEYS for name in key.names} | {chr(code) for code in range(32, 127)}
+    assert {name for name in names if action_for(Mode.CONFIRM, name) is Action.YES} == {"y", "Y"}
+
+
 def test_the_question_stays_with_its_job() -> None:
     ui = Ui(pane=Pane.JOBS)
     press(ui, seen(snap(0, jobs=(job(1), job(2)))), "c")
