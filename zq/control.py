@@ -20,7 +20,8 @@ from typing import Any
 import click
 
 from zq import readiness
-from zq.config import EXIT_CONFIG, Config, ConfigError, load
+from zq.cli_options import config_option, json_option
+from zq.config import Config, load
 from zq.supervision import ControlError, Program, Supervisor, check_usable
 from zq.system_processes import SystemProcesses, tree_of, what_is
 from zq.web.auth import ensure_token
@@ -177,68 +178,41 @@ def tail(path: str | Path, lines: int = _TAIL_LINES) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (it is empty)"
 
 
-def _configuration(path: str | None) -> Config:
-    try:
-        return load(path)
-    except ConfigError as error:
-        click.echo(f"zq: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-
-
-@contextlib.contextmanager
-def _reported() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        click.echo(f"zq: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    except ControlError as error:
-        click.echo(f"zq: {error}", err=True)
-        sys.exit(1)
-
-
-_config_option = click.option("--config", "config_path", metavar="FILE", help="Else ZQ_CONFIG, else ./zq.toml.")
-
-
 @click.command()
-@_config_option
+@config_option
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until it is ready.")
 def up(config_path: str | None, timeout_s: float) -> None:
     """Start the system and wait until it is ready."""
-    config = _configuration(config_path)
-    with _reported():
-        bring_up(config, timeout_s)
-        click.echo(f"zq is up. Page: {readiness.page_link(config)}")
+    config = load(config_path)
+    bring_up(config, timeout_s)
+    click.echo(f"zq is up. Page: {readiness.page_link(config)}")
 
 
 @click.command()
-@_config_option
+@config_option
 def down(config_path: str | None) -> None:
     """Stop the system; returns when no process of it is left."""
-    config = _configuration(config_path)
-    with _reported():
-        take_down(config)
+    take_down(load(config_path))
 
 
 @click.command()
-@_config_option
+@config_option
 @click.argument("names", metavar="NAME…", nargs=-1, required=True)
 def restart(config_path: str | None, names: tuple[str, ...]) -> None:
     """Stop programs cleanly and start them again: broker, scheduler, web, a worker, or `all`."""
-    config = _configuration(config_path)
-    with _reported():
-        supervisor = Supervisor(config.data_path)
-        if supervisor.pid() is None:
-            raise ControlError(f"zq is not running in {config.data_path}; `zq up` starts it")
-        with _one_at_a_time(config.data_path):
-            known = [program.name for program in supervisor.programs()]
-            for name in known if names == ("all",) else names:
-                if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, and all"
-                    raise ControlError(f"no program is called {name!r}; {hint}")
-            for name in known if names == ("all",) else dict.fromkeys(names):
-                _restart(config, supervisor, name)
+    config = load(config_path)
+    supervisor = Supervisor(config.data_path)
+    if supervisor.pid() is None:
+        raise ControlError(f"zq is not running in {config.data_path}; `zq up` starts it")
+    with _one_at_a_time(config.data_path):
+        known = [program.name for program in supervisor.programs()]
+        for name in known if names == ("all",) else names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, and all"
+                raise ControlError(f"no program is called {name!r}; {hint}")
+        for name in known if names == ("all",) else dict.fromkeys(names):
+            _restart(config, supervisor, name)
 
 
 def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
@@ -265,15 +239,14 @@ def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
 
 
 @click.command()
-@_config_option
-@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
+@config_option
+@json_option
 def status(config_path: str | None, as_json: bool) -> None:
     """Show what runs. Exit code 0 when all of it does, 3 when not."""
-    config = _configuration(config_path)
-    with _reported():
-        supervisor = Supervisor(config.data_path)
-        programs = supervisor.programs() if supervisor.pid() is not None else []
-        ready = readiness.ask(config, ensure_token(config.data_path)) if programs else readiness.Readiness(False, [])
+    config = load(config_path)
+    supervisor = Supervisor(config.data_path)
+    programs = supervisor.programs() if supervisor.pid() is not None else []
+    ready = readiness.ask(config, ensure_token(config.data_path)) if programs else readiness.Readiness(False, [])
     wanted = [program for program in programs if not _is_off(config, program)]
     running = bool(programs) and all(program.state == "RUNNING" for program in wanted)
     if as_json:

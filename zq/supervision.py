@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from zq.config import Config, ConfigError
+from zq.exceptions import ZqError
 
 SYSTEM_MARK = "ZQ_SYSTEM"
 """Environment variable that every process of a system carries: its data_dir. Set in supervisord.conf."""
@@ -27,7 +28,7 @@ _BUILT_IN_WORKERS = {"status_check": "status-worker", "video_merge": "merge-work
 _ANSWER_S = 10.0
 
 
-class ControlError(Exception):
+class ControlError(ZqError):
     """Controlling the system failed; the text says what to do."""
 
 
@@ -151,7 +152,7 @@ class Supervisor:
             time.sleep(0.05)
 
     def programs(self) -> list[Program]:
-        """All programs, in the order in which they start."""
+        """All programs, by name."""
         rows = cast("list[dict[str, Any]]", self._call("supervisor.getAllProcessInfo"))
         return [
             Program(
