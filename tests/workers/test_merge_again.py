@@ -1,0 +1,248 @@
+"""The merge run again, killed, raced and followed by its clean-up: it ends the same and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.workers.merge_recordings import CASES, FFMPEGS, MEDIA, Job, Recording, lay_out, packets
+from zq.exams.segments import MergeRefused
+from zq.exceptions import LeaseLost, Reject, Retry
+from zq.workers.merge_files import SegmentChanged
+from zq.workers.merge_run import MergeResult, MergeSettings, run_merge
+
+
+def test_a_second_merge_has_nothing_to_do(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "reload-vp9-opus")
+    first = recording.merge()
+    job = Job(id="job2")
+    second = recording.merge(job)
+    assert second.already
+    assert (second.video, second.frames, second.size_bytes) == (first.video, first.frames, first.size_bytes)
+    assert not job.programs
+
+
+@pytest.mark.parametrize("case_id", ["mp4-uniform", "restart-vp8-opus", "ts-vp9-mute"])
+def test_the_same_segments_give_the_same_bytes(tmp_path: Path, case_id: str) -> None:
+    made = []
+    for name in ("a", "b"):
+        recording = lay_out(tmp_path / name, case_id)
+        made.append((recording.request.target / recording.merge().video).read_bytes())
+    assert made[0] == made[1]
+
+
+def _killed_at(recording: Recording, step: str) -> bool:
+    """Run a merge in a process that ends itself with SIGKILL at `step`; whether it came there."""
+
+    def at(reached: str) -> None:
+        if reached == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            recording.merge(Job(at=at))
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+STEPS = ["reading segments", "joining chunks", "probing", "merging", "verifying", "decoding"]
+STEPS += ["publishing", "still_mine", "renamed", "done"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_and_run_again_it_ends_the_same(tmp_path: Path, step: str) -> None:
+    recording = lay_out(tmp_path, "reload-vp9-opus")
+    assert _killed_at(recording, step)
+    recording.assert_kept()
+    published = step in ("renamed", "done")
+    assert any(n.endswith(".webm") and not n.startswith(".") for n in recording.beside()) == published
+    job = Job(attempt=2)
+    result = recording.merge(job)
+    assert result.already == published
+    assert bool(job.programs) != published
+    assert packets(recording.request.target / result.video) == CASES["reload-vp9-opus"]["expect"]["packets"]
+    left = [n for n in recording.beside() if not n.endswith("1.part")]  # the slot's own, swept by its next publish()
+    assert left == [result.video, result.video + ".zq.json"]
+    recording.assert_kept()
+
+
+def test_an_attempt_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+
+    def at(step: str) -> None:
+        if step == "still_mine":
+            raise LeaseLost("given to another worker")
+
+    with pytest.raises(LeaseLost):
+        recording.merge(Job(at=at))
+    assert recording.beside() == []
+    recording.assert_kept()
+
+
+def test_the_work_of_a_living_attempt_is_left_alone(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+
+    def lost(step: str) -> None:
+        if step == "still_mine":
+            raise LeaseLost("given to another worker")
+
+    def at(step: str) -> None:
+        if step == "merging" and not met:
+            met.append(step)
+            with pytest.raises(LeaseLost):
+                recording.merge(Job(attempt=2, at=lost))
+
+    met: list[str] = []
+    result = recording.merge(Job(at=at))
+    assert met
+    assert not result.already
+    assert recording.beside() == [result.video, result.video + ".zq.json"]
+
+
+def test_of_two_attempts_the_faster_one_counts(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+
+    def at(step: str) -> None:
+        if step == "merging" and not faster:
+            faster.append(recording.merge(Job(attempt=2)))
+
+    faster: list[MergeResult] = []
+    slower = recording.merge(Job(at=at))
+    assert slower.already
+    assert (slower.size_bytes, slower.video) == (faster[0].size_bytes, faster[0].video)
+    assert recording.clean_up()["deleted"] == len(recording.before)
+
+
+def test_a_name_from_the_client_stays_one_name(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    name = "../../王\u202e/..\\x\n" + "长" * 100
+    request = replace(recording.request, student_name=name)
+    result = run_merge(Job(), request, MergeSettings(ffmpeg=FFMPEGS[0]))
+    assert recording.beside() == [result.video, result.video + ".zq.json"]
+    assert "王" in result.video
+    assert result.video.isprintable()
+
+
+def test_a_students_folder_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    recording.request.folder.rename(tmp_path / "elsewhere")
+    recording.request.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MergeRefused, match="bad_request"):
+        recording.merge()
+
+
+def test_a_segment_that_arrives_during_the_merge_makes_it_begin_again(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    late = recording.request.folder / "00004-1795449381851.webm"
+    content = late.read_bytes()
+    late.unlink()
+    (recording.request.folder / ".zq-segments.jsonl").unlink()
+
+    def at(step: str) -> None:
+        if step == "verifying":
+            late.write_bytes(content)
+
+    with pytest.raises(Retry, match="late_segment"):
+        recording.merge(Job(at=at))
+    assert recording.beside() == []
+    assert recording.merge(Job(attempt=2)).segments == 5
+
+
+def test_a_segment_replaced_during_the_merge_makes_it_begin_again(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus", recorded=False)
+    victim = recording.request.folder / "00003-1795449379847.webm"
+
+    def at(step: str) -> None:
+        if step == "verifying":
+            fresh = victim.with_suffix(".fresh")
+            fresh.write_bytes(victim.read_bytes())
+            os.replace(fresh, victim)
+
+    with pytest.raises(SegmentChanged):
+        recording.merge(Job(at=at))
+    assert recording.beside() == []
+
+
+def test_a_later_segment_makes_a_new_whole_video_under_the_same_name(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus", recorded=False)
+    late = recording.request.folder / "00004-1795449381851.webm"
+    content = late.read_bytes()
+    late.unlink()
+    first = recording.merge()
+    late.write_bytes(content)
+    second = recording.merge(Job(id="job2"))
+    assert (first.segments, second.segments, second.video) == (4, 5, first.video)
+    assert recording.beside() == [second.video, second.video + ".zq.json"]
+
+
+def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    name = recording.merge().video
+    (recording.request.target / (name + ".zq.json")).unlink()
+    (recording.request.target / name).write_bytes(b"somebody's")
+    with pytest.raises(MergeRefused, match="output_exists"):
+        recording.merge(Job(id="job2"))
+    assert (recording.request.target / name).read_bytes() == b"somebody's"
+
+
+def test_an_empty_folder_is_not_a_success(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute", recorded=False)
+    shutil.rmtree(recording.request.folder)
+    with pytest.raises(MergeRefused, match="no_segments"):
+        recording.merge()
+    shutil.rmtree(recording.request.target)
+    with pytest.raises(Retry, match="storage_away"):
+        recording.merge()
+
+
+def test_clean_up_deletes_the_merged_segments_and_nothing_else(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "duplicate-identical")
+    folder = recording.request.folder
+    result = recording.merge()
+    changed = folder / "00003-1795449380056.webm"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
+    (folder / "00007-1795449386000.webm").write_bytes(b"late")
+    (folder / "notes.txt").write_bytes(b"a teacher's")
+    done = recording.clean_up()
+    assert (done["deleted"], done["gone"], done["kept"]) == (7, 0, 1)
+    left = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    assert left == ["00003-1795449380056.webm", "00007-1795449386000.webm", "notes.txt"]
+    again = recording.clean_up()
+    assert (again["deleted"], again["gone"], again["kept"]) == (0, 7, 1)
+    assert (recording.request.target / result.video).exists()
+
+
+def test_after_the_clean_up_a_merge_is_done_before_and_takes_no_more(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    first = recording.merge()
+    recording.clean_up()
+    again = recording.merge(Job(id="job2"))
+    assert again.already
+    assert again.video == first.video
+    late = recording.request.folder / "00005-1795449383851.webm"
+    late.write_bytes((MEDIA / "restart-vp8-opus" / "00004.webm").read_bytes())
+    with pytest.raises(MergeRefused, match=r"late_segment|sequence_gap"):
+        recording.merge(Job(id="job3"))
+    assert late.exists()
+
+
+def test_clean_up_without_proof_deletes_nothing(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "ts-vp9-mute")
+    with pytest.raises(Reject, match="no_manifest"):
+        recording.clean_up()
+    video = recording.request.target / recording.merge().video
+    content = video.read_bytes()
+    video.write_bytes(content[:-1] + b"?")
+    with pytest.raises(Reject, match="output_wrong"):
+        recording.clean_up()
+    video.unlink()
+    with pytest.raises(Reject, match="output_wrong"):
+        recording.clean_up()
+    recording.assert_kept()
