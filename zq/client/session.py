@@ -18,6 +18,7 @@ The shell does what `Effect`s say, in their order, and calls `tick` at `next_wak
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -153,6 +154,7 @@ class ClientSession:
         if not self._open:
             self._heard_s = self._contact_s = now_s
             self._probed = False
+            self._due_s = math.inf
         request = self._next_request
         question = self._stamp(question, request)
         frame = codec.encode(question)
