@@ -51,9 +51,10 @@ class _Stream:
         if pts is None:
             self.rising = False
             return
-        dts = packet.dts if packet.dts is not None else pts
-        self.rising = self.rising and (self._dts is None or dts > self._dts)
-        self._dts = dts
+        # Matroska stores no decoding times; of frames out of order the first ones have none.
+        if packet.dts is not None:
+            self.rising = self.rising and (self._dts is None or packet.dts > self._dts)
+            self._dts = packet.dts
         self.first_pts = pts if self.first_pts is None else min(self.first_pts, pts)
         duration = max(0, packet.duration or 0)
         if pts + duration >= self.last_end:
