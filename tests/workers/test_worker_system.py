@@ -1,0 +1,388 @@
+"""Whole workers and a whole broker, as processes: what is killed, restarted or stopped, and what becomes of the job."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zq.client.job import Job
+from zq.client.sync import Client
+from zq.config import load
+from zq.protocol.job import Outcome, State
+from zq.protocol.messages import JobDetail
+
+HERE = Path(__file__).parent
+DEADLINE_S = 30.0
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
+    until_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until_s, "not in time"
+        time.sleep(0.01)
+
+
+def wait_gone(pids: list[int], within_s: float) -> None:
+    until_s = time.monotonic() + within_s
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            ready, _, _ = select.select([pidfd], [], [], max(0.0, until_s - time.monotonic()))
+        finally:
+            os.close(pidfd)
+        assert ready, f"process {pid} still lives"
+
+
+class System:
+    """A broker, workers and a client over one configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = f"test-{uuid.uuid4().hex[:12]}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        (folder / "zq.toml").write_text(
+            f"""
+            data_dir = "var"
+            [broker]
+            bind = "{self.address}"
+            heartbeat_s = 0.2
+            session_timeout_s = 10
+            [client]
+            broker = "{self.address}"
+            [worker]
+            kill_grace_s = 0.2
+            sample_s = 0.1
+            drain_s = 0.3
+            [queues.q]
+            slots = 2
+            tasks = ["system_tasks"]
+            """,
+            "utf-8",
+        )
+        self.config = load(folder / "zq.toml", {})
+        self.client = Client(self.config)
+
+    def start(self, module: str, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+        env = {**os.environ, "ZQ_CONFIG": str(self.folder / "zq.toml"), "PYTHONPATH": str(HERE), **environ}
+        with (self.folder / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], env=env, cwd=self.folder, stderr=log, stdout=log
+            )
+        self.processes.append(process)
+        return process
+
+    def broker(self) -> subprocess.Popen[bytes]:
+        return self.start("zq.broker")
+
+    def worker(self, **environ: str) -> subprocess.Popen[bytes]:
+        return self.start("zq.workers", "--queue", "q", "--name", self.host, **environ)
+
+    def submit(self, task: str, *args: Any, **options: Any) -> Job[Any]:
+        return self.client.submit(task, args, queue="q", **{"backoff_s": 0.0, **options})
+
+    def detail(self, job: Job[Any]) -> JobDetail:
+        return self.client.detail(job.id)
+
+    def log(self) -> str:
+        return (self.folder / "zq.workers.log").read_text("utf-8")
+
+    def started(self, attempt: int = 1) -> None:
+        wait_until((self.folder / f"started-{attempt}").exists)
+
+    def left_pids(self) -> list[int]:
+        """The processes that `leave_a_child` has started."""
+        file = self.folder / "pids"
+        wait_until(lambda: file.exists() and len(file.read_text().split()) == 2)
+        return [int(pid) for pid in file.read_text().split()]
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    def close(self) -> None:
+        self.client.close()
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    made = System(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def running(system: System) -> System:
+    system.broker()
+    system.worker()
+    return system
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_jobs_run_and_idle_workers_leave_at_once(system: System) -> None:
+    system.broker()
+    worker = system.worker()
+    assert system.submit("add", 2, 3).result(timeout_s=DEADLINE_S) == 5
+    [info] = system.client.workers()
+    assert (info.instance, info.queues[0].queue, info.queues[0].slots) == (system.host, "q", 2)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(5) == 0
+    assert system.client.workers() == []
+
+
+def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(system: System) -> None:
+    system.broker()
+    worker = system.worker()
+    job = system.submit("leave_a_child", str(system.folder))
+    pids = system.left_pids()
+    kill(worker)
+    wait_gone(pids, within_s=2.0)
+    system.worker()
+    # Long before the session's silence would tell: the new process has the old one's name.
+    assert job.result(timeout_s=5) == 2
+    assert [attempt.outcome for attempt in system.detail(job).attempts] == [Outcome.LOST, Outcome.DONE]
+
+
+def test_a_job_that_always_fails_runs_four_times_and_is_dead(running: System) -> None:
+    job = running.submit("fail")
+    ended = running.client.wait(job.id, DEADLINE_S)
+    assert ended is not None
+    assert ended.state is State.DEAD
+    assert "no luck in attempt 4" in ended.error
+    assert [attempt.outcome for attempt in running.detail(job).attempts] == [Outcome.FAILED] * 4
+
+
+def test_over_the_hard_limit_nothing_lives_and_the_slot_works_again(running: System) -> None:
+    job = running.submit("leave_a_child", str(running.folder), max_retries=0, soft_time_limit_s=1, time_limit_s=1)
+    ended = running.client.wait(job.id, DEADLINE_S)
+    assert ended is not None
+    assert ended.error == "over the hard limit of 1 s"
+    # Said when nothing lived any more, not before.
+    wait_gone(running.left_pids(), within_s=0.1)
+    [attempt] = running.detail(job).attempts
+    assert attempt.usage.processes >= 3
+    assert {running.submit("add", n, 1).result(timeout_s=DEADLINE_S) for n in range(4)} == {1, 2, 3, 4}
+
+
+def test_a_soft_limit_is_raised_in_the_task(running: System) -> None:
+    job = running.submit("wait_for_file", str(running.folder), max_retries=0, soft_time_limit_s=0.5, time_limit_s=20)
+    ended = running.client.wait(job.id, DEADLINE_S)
+    assert ended is not None
+    assert "SoftTimeLimitExceeded" in ended.error
+
+
+def test_a_slot_that_is_killed_fails_its_job_with_the_signal(running: System) -> None:
+    job = running.submit("die", max_retries=1)
+    ended = running.client.wait(job.id, DEADLINE_S)
+    assert ended is not None
+    assert "signal 9 (SIGKILL)" in ended.error
+    assert len(running.detail(job).attempts) == 2
+
+
+def test_a_job_over_the_memory_limit_is_ended(system: System) -> None:
+    system.broker()
+    system.worker(ZQ_WORKER_MEMORY_LIMIT_MIB="150")
+    job = system.submit("eat_memory", max_retries=0)
+    ended = system.client.wait(job.id, DEADLINE_S)
+    assert ended is not None
+    assert "over the memory limit" in ended.error
+    assert system.detail(job).attempts[0].usage.peak_rss_bytes > 150 << 20
+
+
+def test_a_broker_that_is_killed_and_restarted_costs_a_running_job_nothing(system: System) -> None:
+    broker = system.broker()
+    system.worker()
+    job = system.submit("wait_for_file", str(system.folder))
+    system.started()
+    kill(broker)
+    system.broker()
+    wait_until(lambda: "claiming 1 jobs again" in system.log())
+    assert job.state() is State.RUNNING
+    system.go()
+    assert job.result(timeout_s=DEADLINE_S) == 1
+    assert not (system.folder / "started-2").exists()
+
+
+def test_a_result_is_held_while_the_broker_is_away(system: System) -> None:
+    broker = system.broker()
+    system.worker()
+    job = system.submit("wait_for_file", str(system.folder))
+    system.started()
+    kill(broker)
+    system.go()
+    wait_until(lambda: "1 jobs and results are kept" in system.log())
+    system.broker()
+    assert job.result(timeout_s=DEADLINE_S) == 1
+    assert len(system.detail(job).attempts) == 1
+
+
+def test_still_mine_waits_for_a_broker_that_is_away(system: System) -> None:
+    broker = system.broker()
+    system.worker()
+    job = system.submit("ask_and_wait", str(system.folder))
+    system.started()
+    kill(broker)
+    system.go()
+    wait_until(lambda: "no session" in system.log())
+    assert not (system.folder / "answered").exists()
+    system.broker()
+    assert job.result(timeout_s=DEADLINE_S) == 1
+
+
+def test_a_drain_hands_back_without_costing_an_attempt(system: System) -> None:
+    system.broker()
+    worker = system.worker()
+    job = system.submit("wait_for_file", str(system.folder), max_retries=0)
+    system.started()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert job.state() is State.READY
+    system.go()
+    system.worker()
+    job.result(timeout_s=DEADLINE_S)
+    assert [attempt.outcome for attempt in system.detail(job).attempts] == [Outcome.HANDED_BACK, Outcome.DONE]
+
+
+def test_a_second_signal_hands_back_at_once(system: System) -> None:
+    system.broker()
+    worker = system.worker(ZQ_WORKER_DRAIN_S="60")
+    job = system.submit("wait_for_file", str(system.folder))
+    system.started()
+    worker.send_signal(signal.SIGTERM)
+    wait_until(lambda: "draining" in system.log())
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(10) == 0
+    assert job.state() is State.READY
+
+
+def test_a_drain_lets_a_running_job_finish(system: System) -> None:
+    system.broker()
+    worker = system.worker(ZQ_WORKER_DRAIN_S="60")
+    job = system.submit("wait_for_file", str(system.folder))
+    system.started()
+    worker.send_signal(signal.SIGTERM)
+    wait_until(lambda: "draining" in system.log())
+    system.go()
+    assert worker.wait(10) == 0
+    assert job.result(timeout_s=0) == 1
+
+
+def test_a_cancelled_job_is_ended(running: System) -> None:
+    job = running.submit("leave_a_child", str(running.folder))
+    pids = running.left_pids()
+    job.cancel()
+    wait_until(lambda: job.state() is State.CANCELLED)
+    wait_gone(pids, within_s=0.1)
+
+
+def test_progress_and_usage_are_seen_while_the_job_runs(running: System) -> None:
+    job = running.submit("report_progress", str(running.folder))
+    wait_until(lambda: running.detail(job).job.progress_done == 3)
+    wait_until(lambda: running.detail(job).job.usage.peak_rss_bytes > 1 << 20)
+    seen = running.detail(job).job
+    assert (seen.progress_total, seen.progress_message) == (10, "三")
+    running.go()
+    assert job.result(timeout_s=DEADLINE_S) == 1
+
+
+def test_slots_are_replaced_after_so_many_jobs_and_none_is_lost(system: System) -> None:
+    system.broker()
+    system.worker(ZQ_WORKER_MAX_TASKS_PER_SLOT="3")
+    jobs = [system.submit("whoami") for _ in range(30)]
+    pids = [job.result(timeout_s=DEADLINE_S) for job in jobs]
+    assert len(set(pids)) >= 10
+    assert max(pids.count(pid) for pid in pids) <= 3
+    assert all(len(system.detail(job).attempts) == 1 for job in jobs)
+
+
+def test_a_killed_keeper_is_replaced_and_its_jobs_run_again(running: System) -> None:
+    job = running.submit("leave_a_child", str(running.folder))
+    pids = running.left_pids()
+    worker = running.processes[1]
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert job.result(timeout_s=DEADLINE_S) == 2
+    wait_gone(pids, within_s=0.1)
+    assert "its keeper died" in running.detail(job).attempts[0].error
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def run_worker(system: System, *arguments: str) -> tuple[int, str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "zq.workers", *arguments],
+        env={**os.environ, "ZQ_CONFIG": str(system.folder / "zq.toml"), "PYTHONPATH": str(HERE)},
+        cwd=system.folder,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return run.returncode, run.stderr
+
+
+def test_a_worker_without_queues_names_the_configured_ones(system: System) -> None:
+    code, said = run_worker(system)
+    assert code == 2
+    assert re.search(r"--queue NAME; configured here: .*\bq\b", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--queue", "q", "--tasks", "no_such_module"), "task module 'no_such_module' cannot be imported"),
+        (("--queue", "q", "--tasks", "colorsys"), "define no task"),
+        (("--queue", "q", "--broker", "127.0.0.1:5570"), "give tcp://HOST:PORT"),
+        (("--queue", "q", "--name", "a b"), "worker name"),
+        (("--queue", "q", "--config", "nowhere.toml"), "no such file"),
+    ],
+)
+def test_what_a_restart_does_not_mend_exits_78_and_says_why(
+    system: System, arguments: tuple[str, ...], said: str
+) -> None:
+    code, error = run_worker(system, *arguments)
+    assert code == 78
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--queue", "other"), "give --tasks MODULE"),
+        (("--queue", "q", "--queue", "b", "--slots", "2"), "2 --queue but 1 --slots"),
+        (("--queue", "q", "--queue", "q"), "name each --queue once"),
+        (("--queue", "a b"), "is no name"),
+        (("--queue", "q", "--slots", "0"), "0 is not in the range"),
+    ],
+)
+def test_a_wrong_command_line_says_what_to_give(system: System, arguments: tuple[str, ...], said: str) -> None:
+    code, error = run_worker(system, *arguments)
+    assert code == 2
+    assert said in error
