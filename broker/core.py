@@ -117,7 +117,7 @@ class Core:
         session.heard_ms = now_ms
         roles, states = VERBS[type(message)]
         if session.role not in roles:
-            self._refuse(peer, request, Code.FORBIDDEN, f"a {session.role} may not send {type(message).__name__}")
+            self._refuse(peer, request, Code.FORBIDDEN, f"who speaks as {session.role} may not send {type(message).__name__}")
         elif session.state not in states:
             detail = f"{type(message).__name__} in a session that is {session.state.value}"
             self._refuse(peer, request, Code.UNEXPECTED, detail)
@@ -189,7 +189,7 @@ class Core:
         if identity is not None:
             queues = [q.queue for q in hello.queues if not identity.may_use(q.queue)]
             if not identity.may_be(hello.role) or queues:
-                what = f"serve {', '.join(queues)}" if queues else f"be a {hello.role}"
+                what = f"serve {', '.join(queues)}" if queues else f"speak as {hello.role}"
                 self._refuse(peer, 0, Code.FORBIDDEN, f"key '{identity.name}' may not {what}")
                 return
         self.unreachable(peer)  # an earlier session of this very connection

@@ -28,6 +28,8 @@ _DATA_FORMAT = 0
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 """No memory map with working locks there."""
 
+_TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", *Index)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(JobRow).decode
 _decode_attempt = msgspec.msgpack.Decoder(AttemptRow).decode
@@ -74,16 +76,15 @@ class LmdbJournal:
 
     def _open(self, folder: Path, map_size_bytes: int, sync: bool) -> None:
         self._env = _environment(folder, map_size_bytes, sync=sync)
-        names = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", *Index)
-        self._tables = {name: self._env.open_db(name.encode()) for name in names}
         with self._env.begin(write=True) as txn:
-            meta = self._tables["meta"]
+            meta = self._env.open_db(b"meta", txn=txn)
             found = txn.get(b"format", db=meta)
             if found != str(FORMAT).encode():
                 raise JournalRefused(
                     f"the journal in {folder} has format {(found or b'none').decode()}, this zq reads {FORMAT}; "
                     "use the version of zq that wrote it"
                 )
+            self._tables = {name: self._env.open_db(name.encode(), txn=txn) for name in _TABLES}
             self._epoch = int(txn.get(b"epoch", b"0", db=meta)) + 1
             self._seq = int(txn.get(b"seq", b"0", db=meta))
             self._time_ms = int(txn.get(b"time_ms", b"0", db=meta))
@@ -291,7 +292,7 @@ def _create(folder: Path, map_size_bytes: int) -> None:
     new.mkdir(mode=0o700, exist_ok=True)
     env = _environment(new, map_size_bytes)
     with env.begin(write=True) as txn:
-        meta = env.open_db(b"meta", txn=txn)
+        meta, *_ = [env.open_db(name.encode(), txn=txn) for name in _TABLES]
         txn.put(b"format", str(FORMAT).encode(), db=meta)
         txn.put(b"created_ms", str(int(time.time() * 1000)).encode(), db=meta)
     env.sync(True)
