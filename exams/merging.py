@@ -16,7 +16,7 @@ from zq.config import Config
 from zq.exams.model import MergeRequest
 from zq.exams.store import ExamStore
 from zq.protocol.errors import Code
-from zq.protocol.job import format_id
+from zq.protocol.job import State, format_id
 from zq.protocol.messages import Receipt, ReceiptStatus
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Submitted:
     job_id: str
     """The job that will do it: the request's own, or the live one that has the student's key."""
     accepted: bool
-    """False: the broker refused for now, and the next check tries again."""
+    """False: not now; the next check tries again."""
     detail: str = ""
 
 
@@ -56,7 +56,13 @@ def job_request(config: Config, merge: MergeRequest) -> JobRequest:
 
 
 def read_receipt(merge: MergeRequest, receipt: Receipt) -> Submitted:
-    """Pure. A conflict means that the broker has this very id, submitted under other settings: it will do."""
+    """Pure. A conflict means that the broker has this very id, submitted under other settings: it will do.
+
+    The student's merge may be running already, perhaps past the point where it looks for segments. Then the request
+    stays open, and the check after its end submits a merge that has them all.
+    """
+    if receipt.status is ReceiptStatus.KEY_TAKEN and receipt.state is State.RUNNING:
+        return Submitted(merge, format_id(receipt.job_id), False, "another merge of this student is running")
     if receipt.status is ReceiptStatus.REFUSED and receipt.code is not Code.CONFLICT:
         return Submitted(merge, merge.job_id, False, f"{receipt.code}: {receipt.detail}")
     if receipt.status is ReceiptStatus.KEY_TAKEN:
