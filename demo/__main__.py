@@ -45,11 +45,6 @@ status_every_s = 2
 # One merge after the other, so that there is a running one to kill a process under.
 [queues.video_merge]
 slots = 1
-tasks = ["zq.workers.merge"]
-
-[queues.status_check]
-slots = 1
-tasks = ["zq.workers.status"]
 """
 
 

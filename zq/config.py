@@ -200,12 +200,23 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
     for (section, key), (variable, text) in from_env.items():
         target = table.setdefault(section, {}) if section else table
         target[key] = _parse(text, variable, _field_type(section, key))
+    _add_built_in_queues(table)
     try:
         config = msgspec.convert(table, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error, source, from_env)) from None
     data_dir = (base / Path(config.data_dir).expanduser()).resolve()
     return msgspec.structs.replace(config, data_dir=str(data_dir), source=source)
+
+
+def _add_built_in_queues(table: dict[str, Any]) -> None:
+    """zq's own queues are always there; what the file says of one changes only that."""
+    given = table.get("queues", {})
+    if isinstance(given, dict):
+        built_in: dict[str, Any] = msgspec.to_builtins(_default_queues())
+        for name, said in given.items():
+            built_in[name] = {**built_in.get(name, {}), **said} if isinstance(said, dict) else said
+        table["queues"] = built_in
 
 
 def _read(file: Path) -> dict[str, Any]:

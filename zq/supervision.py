@@ -16,6 +16,7 @@ import xmlrpc.client
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from xml.parsers.expat import ExpatError
 
 from zq.config import Config, ConfigError
 from zq.exceptions import ZqError
@@ -59,7 +60,7 @@ def check_usable(data_dir: Path) -> None:
     length = len(os.fsencode(data_dir / "supervisor.sock"))
     if length > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
-            f"data_dir {data_dir} is too long by {length - SOCKET_PATH_BYTES_MAX} bytes for the socket of supervisord"
+            f"data_dir {data_dir} is too long by {length - SOCKET_PATH_BYTES_MAX} byte(s) for the socket of supervisord"
             " that lies in it; choose a shorter path"
         )
 
@@ -89,15 +90,6 @@ def environment(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     # The programs must run in the Python that runs this.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     return env
-
-
-class _Transport(xmlrpc.client.Transport):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _Connection(self._path)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -188,11 +180,18 @@ class Supervisor:
         self._call("supervisor.shutdown")
 
     def _call(self, method: str, *arguments: object) -> Any:
-        proxy = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(self.socket_path))
-        with proxy:
-            try:
-                return getattr(proxy, method)(*arguments)
-            except xmlrpc.client.Fault as fault:
-                raise ControlError(f"supervisord: {fault.faultString}") from None
-            except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-                raise ControlError(f"supervisord does not answer on {self.socket_path}: {error}") from None
+        request = xmlrpc.client.dumps(cast("tuple[Any, ...]", arguments), method).encode()
+        connection = _Connection(self.socket_path)
+        try:
+            connection.request("POST", "/RPC2", request, {"Content-Type": "text/xml"})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise ControlError(f"supervisord answers {answer.status} on {self.socket_path}")
+            return xmlrpc.client.loads(body)[0][0]
+        except xmlrpc.client.Fault as fault:
+            raise ControlError(f"supervisord: {fault.faultString}") from None
+        except (OSError, http.client.HTTPException, ValueError, ExpatError) as error:
+            raise ControlError(f"supervisord does not answer on {self.socket_path}: {error}") from None
+        finally:
+            connection.close()
