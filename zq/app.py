@@ -137,6 +137,8 @@ class App:
 class Task(Generic[P, R]):
     """A function that can be run later. Calling it runs it now, here, with no broker involved."""
 
+    __name__: str
+
     def __init__(self, app: App, function: Callable[P, R], name: str, options: TaskOptions) -> None:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise Invalid(f"task {name}: an async function cannot be a task; write a plain one with asyncio.run inside")
