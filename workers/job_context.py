@@ -19,7 +19,7 @@ from zq.protocol import limits as bounds
 from zq.workers.channel import Assignment, Progress, StillMineAsk
 from zq.workers.line import Line
 from zq.workers.program import run_program
-from zq.workers.sweep import MARKER
+from zq.workers.sweep import MARKER, SYSTEM_MARK
 
 PROGRESS_INTERVAL_S: Final = 0.2
 _SUFFIX_BYTES_MAX: Final = 32
@@ -172,8 +172,7 @@ class SlotJob:
 
 
 def _marker() -> dict[str, str]:
-    marker = os.environ.get(MARKER)
-    return {MARKER: marker} if marker is not None else {}
+    return {name: os.environ[name] for name in (MARKER, SYSTEM_MARK) if name in os.environ}
 
 
 def _sync_file(path: Path) -> None:

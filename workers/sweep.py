@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 from zq.workers.process import ProcessKey, is_alive, key_of, read_stat, send_signal
 
 MARKER: Final = "ZQ_WORKER"
+SYSTEM_MARK: Final = "ZQ_SYSTEM"
+"""The data_dir of the system that `zq up` started: `zq down` looks for it."""
 _logger = logging.getLogger("zq.workers")
 
 

@@ -20,9 +20,8 @@ from xml.parsers.expat import ExpatError
 
 from zq.config import Config, ConfigError
 from zq.exceptions import ZqError
+from zq.workers.sweep import SYSTEM_MARK
 
-SYSTEM_MARK = "ZQ_SYSTEM"
-"""Environment variable that every process of a system carries: its data_dir. Set in supervisord.conf."""
 SOCKET_PATH_BYTES_MAX = 96
 """A Unix socket's path has 107 bytes, of which supervisord needs some for a temporary name."""
 _BUILT_IN_WORKERS = {"status_check": "status-worker", "video_merge": "merge-worker"}

@@ -8,8 +8,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from zq.supervision import SYSTEM_MARK
 from zq.workers.process import ProcessKey, is_alive, key_of, living_below, read_stat
+from zq.workers.sweep import SYSTEM_MARK
 
 
 class SystemProcesses:

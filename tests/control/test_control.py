@@ -24,7 +24,19 @@ from zq.supervision import Supervisor
 
 T = TypeVar("T")
 PROGRAMS = {"broker", "scheduler", "status-worker", "merge-worker", "web"}
-TASKS = "import zq\napp = zq.App()\n\n@app.task(queue='reports')\ndef add(a: int, b: int) -> int:\n    return a + b\n"
+TASKS = """
+import zq
+
+app = zq.App()
+
+@app.task(queue="reports")
+def add(a, b):
+    return a + b
+
+@app.task(queue="reports")
+def nap():
+    zq.current_job().run_process(["sleep", "100"], env={})
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -143,6 +155,18 @@ def test_a_queue_of_the_configuration_has_a_worker_with_its_slots(system: System
         assert client.submit("reports.add", (2, 3), queue="reports").result(timeout_s=30) == 5
         (queue,) = [queue for queue in client.queues() if queue.name == "reports"]
     assert (queue.consumers, queue.slots) == (1, 2)
+
+
+def test_a_program_of_a_task_carries_the_mark_whatever_environment_it_was_given(system: System) -> None:
+    def naps() -> list[int] | None:
+        found = [pid for pid in system.processes() if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00100\x00"]
+        return found or None
+
+    with Client(system.config) as client:
+        job = client.submit("reports.nap", queue="reports")
+        wait_for(naps)
+        job.cancel()
+        wait_for(lambda: None if naps() else True)
 
 
 def test_what_is_killed_is_started_again(system: System) -> None:

@@ -15,7 +15,6 @@ from zq.config import Config, ConfigError, QueueSection, load
 from zq.supervised import STARTED_AFTER_S
 from zq.supervision import (
     SOCKET_PATH_BYTES_MAX,
-    SYSTEM_MARK,
     ControlError,
     Supervisor,
     check_usable,
@@ -25,6 +24,7 @@ from zq.supervision import (
 )
 from zq.system_processes import SystemProcesses, what_is
 from zq.workers.process import key_of
+from zq.workers.sweep import SYSTEM_MARK
 
 
 def read(text: str) -> configparser.RawConfigParser:
