@@ -12,9 +12,12 @@ refuses the key's next message.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +63,13 @@ def keys_folder(config: Config) -> Path:
 def client_key(config: Config) -> KeyFile | None:
     """The key this process connects with; None where the broker is reached without CURVE.
 
-    Raises BadKey when a key is configured but cannot be used (yet).
+    With `broker.curve` and no key of its own, a process is one of the broker's machine: it uses the local key of
+    `data_dir`, and makes it if it is the first to ask. Raises BadKey when a key cannot be used.
     """
     if config.client.key:
         return load_key_file(Path(config.client.key).expanduser())
     if config.broker.curve:
+        ensure_local_key(keys_folder(config))
         return load_key_file(keys_folder(config) / f"{LOCAL}.key")
     return None
 
@@ -98,10 +103,10 @@ def load_authorized(folder: Path) -> dict[bytes, AuthorizedKey]:
 def broker_pair(folder: Path) -> tuple[bytes, bytes]:
     """(public, secret) of the broker, made at the first call."""
     path = folder / "broker.key"
-    if not path.exists():
-        _make_folder(folder)
-        public, secret = zmq.curve_keypair()
-        _write_new(path, f'public = "{public.decode()}"\nsecret = "{secret.decode()}"\n', 0o600)
+    with _locked(folder):
+        if not path.exists():
+            public, secret = zmq.curve_keypair()
+            _write_new(path, f'public = "{public.decode()}"\nsecret = "{secret.decode()}"\n', 0o600)
     table = _read(path, secret=True)
     return _z85(table, "public", path), _z85(table, "secret", path)
 
@@ -113,19 +118,24 @@ def new_key(folder: Path, name: str, role: str, queues: tuple[str, ...] = ("*",)
     """
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise BadKey(f"{name!r} cannot name a key: letters, digits, '.', '_' and '-' can, but 'broker' and 'local'")
-    return _new_key(folder, name, role, queues)
+    broker_pair(folder)
+    with _locked(folder):
+        return _new_key(folder, name, role, queues)
 
 
 def ensure_local_key(folder: Path) -> None:
-    """The key of this machine's own processes, made at the broker's first start."""
+    """The key of this machine's own processes, made by the first of them."""
     if not (folder / f"{LOCAL}.key").exists():
-        _new_key(folder, LOCAL, "admin", ("*",))
+        broker_pair(folder)
+        with _locked(folder):
+            if not (folder / f"{LOCAL}.key").exists():
+                _new_key(folder, LOCAL, "admin", ("*",))
 
 
 def _new_key(folder: Path, name: str, role: str, queues: tuple[str, ...]) -> Path:
     if role not in ROLES:
         raise BadKey(f"{role!r} is not a role; there are {', '.join(ROLES)}")
-    server, _ = broker_pair(folder)
+    server = _z85(_read(folder / "broker.key", secret=True), "public", folder / "broker.key")
     public, secret = zmq.curve_keypair()
     path = folder / f"{name}.key"
     authorized = folder / "authorized" / f"{name}.toml"
@@ -147,6 +157,18 @@ def revoke(folder: Path, name: str) -> None:
         raise BadKey(f"there is no key '{name}'; see `zq keys ls`")
     authorized.unlink()
     (folder / f"{name}.key").unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Several processes of one machine may want the same key made at once: the first makes it."""
+    _make_folder(folder)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:
