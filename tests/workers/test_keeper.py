@@ -161,7 +161,7 @@ class Worker:
         self.process = subprocess.Popen(
             [PYTHON, str(HERE / "slot_parent.py"), "w", str(folder), task, json.dumps(args)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         )
         self.said = self.read_line()
         self.pids = [self.said["keeper"], *self.said["slots"]]
@@ -222,14 +222,28 @@ def test_worker_as_a_subreaper_ends_even_what_escaped_a_killed_keeper(tmp_path: 
         worker.close()
 
 
+def _kill_together(worker: Worker) -> None:
+    pids = (worker.said["keeper"], worker.process.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # so that neither can act on the other's death
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    worker.process.wait()
+
+
+def test_worker_and_keeper_killed_together_take_programs_with_them(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, "run_endless", [FFMPEG])
+    try:
+        _kill_together(worker)
+        wait_gone(worker.pids, 2.0)  # each by the signal that its parent's death sends
+    finally:
+        worker.close()
+
+
 def test_worker_and_keeper_killed_together_is_swept_by_the_next(tmp_path: Path) -> None:
     worker = Worker(tmp_path, "fork_many", [5])
     try:
-        for pid in (worker.said["keeper"], worker.process.pid):
-            os.kill(pid, signal.SIGSTOP)  # so that neither can act on the other's death
-        for pid in (worker.said["keeper"], worker.process.pid):
-            os.kill(pid, signal.SIGKILL)
-        worker.process.wait()
+        _kill_together(worker)
         wait_gone(worker.said["slots"], 1.0)  # by their parent-death signal; the forks live on
         left = worker.carriers()
         assert len(left) == 10

@@ -341,9 +341,12 @@ def test_what_a_task_leaves_running_ends_with_its_job(shared: Driver, tmp_path: 
     assert not any(is_running(pid) for pid in pids_in(tmp_path / "stands"))
 
 
-def test_fork_that_returns_from_the_task_is_no_slot(shared: Driver) -> None:
-    assert shared.value("fork_and_return") > 0
-    assert shared.value("echo") == [[], {}]
+def test_fork_that_returns_from_the_task_is_no_slot(capfd: pytest.CaptureFixture[str]) -> None:
+    with Driver() as driver:
+        pid = driver.value("fork_and_return")
+        wait_gone([pid], 5.0)
+        assert driver.value("echo") == [[], {}]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_forks_and_threads_of_a_task_may_not_speak_for_it(shared: Driver) -> None:
