@@ -23,11 +23,12 @@ from zq.workers.session_io import LinkBroken
 LINGER_MS = 1_000
 """How long the last words (BYE, results) may take to leave."""
 FRAMES_PER_ROUND = 256
+_KEYS = "does one side use CURVE and the other not, or is the key not the broker's? (see `zq keys`)"
 _BREAKS: dict[int, str] = {
     zmq.EVENT_DISCONNECTED: "the connection ended",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the broker does not accept this worker's key (see `zq keys`)",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the broker speaks another protocol, or one side uses CURVE and one does not",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake with the broker failed",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: f"the handshake failed: {_KEYS}",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: f"the handshake failed: {_KEYS}",
 }
 _logger = logging.getLogger("zq.workers")
 
@@ -58,6 +59,7 @@ class Wire:
         except ConfigError as error:
             return LinkBroken(str(error))
         except zmq.ZMQError as error:
+            self.close()
             return LinkBroken(f"cannot connect to {self._address}: {error}")
         return None
 
@@ -100,6 +102,8 @@ class Wire:
                 _logger.error("the broker sent what cannot be read: %s", error)
                 continue
             yield message
+        else:
+            return
         # Only when everything that came before the break has been read.
         if sock is not None and sock is self._socket and (broken := self._take_break()) is not None:
             yield broken
@@ -117,7 +121,7 @@ class Wire:
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: str, key: KeyFile | None) -> zmq.Socket[bytes]:
     sock = context.socket(zmq.DEALER)
     sock.setsockopt(zmq.LINGER, 0)
-    sock.setsockopt(zmq.SNDHWM, 10_000)
+    sock.setsockopt(zmq.SNDHWM, 1_000)
     sock.setsockopt(zmq.RCVHWM, 10_000)
     sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
     sock.setsockopt(zmq.HANDSHAKE_IVL, 5_000)

@@ -20,11 +20,13 @@ import pytest
 from zq.client.job import Job
 from zq.client.sync import Client
 from zq.config import load
+from zq.keys import new_key
 from zq.protocol.job import Outcome, State
 from zq.protocol.messages import JobDetail
 
 HERE = Path(__file__).parent
 DEADLINE_S = 30.0
+PYTHONPATH = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
@@ -81,7 +83,7 @@ class System:
         self.client = Client(self.config)
 
     def start(self, module: str, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "ZQ_CONFIG": str(self.folder / "zq.toml"), "PYTHONPATH": str(HERE), **environ}
+        env = {**os.environ, "ZQ_CONFIG": str(self.folder / "zq.toml"), "PYTHONPATH": PYTHONPATH, **environ}
         with (self.folder / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments], env=env, cwd=self.folder, stderr=log, stdout=log
@@ -338,7 +340,7 @@ def test_a_killed_keeper_is_replaced_and_its_jobs_run_again(running: System) -> 
 def run_worker(system: System, *arguments: str) -> tuple[int, str]:
     run = subprocess.run(
         [sys.executable, "-m", "zq.workers", *arguments],
-        env={**os.environ, "ZQ_CONFIG": str(system.folder / "zq.toml"), "PYTHONPATH": str(HERE)},
+        env={**os.environ, "ZQ_CONFIG": str(system.folder / "zq.toml"), "PYTHONPATH": PYTHONPATH},
         cwd=system.folder,
         capture_output=True,
         text=True,
@@ -386,3 +388,27 @@ def test_a_wrong_command_line_says_what_to_give(system: System, arguments: tuple
     code, error = run_worker(system, *arguments)
     assert code == 2
     assert said in error
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+def test_a_worker_of_another_machine_comes_in_with_its_key_and_only_with_one(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZQ_BROKER_CURVE", "true")
+    system.broker()
+    client = Client(load(system.folder / "zq.toml"))
+    job = client.submit("add", (2, 3), queue="q")
+    elsewhere = system.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "zq.toml").write_text(f'[client]\nbroker = "{system.address}"\n[worker]\ntasks = ["system_tasks"]\n')
+    environ = {"ZQ_CONFIG": str(elsewhere / "zq.toml"), "ZQ_BROKER_CURVE": "false"}
+    stranger = system.start("zq.workers", "--queue", "q", "--name", f"{system.host}-stranger", **environ)
+    wait_until(lambda: "does one side use CURVE and the other not" in system.log())
+    assert client.workers() == []
+    kill(stranger)
+    key = new_key(system.config.data_path / "keys", "second", "worker", ("q",))
+    system.start("zq.workers", "--queue", "q", "--name", f"{system.host}-2", ZQ_CLIENT_KEY=str(key), **environ)
+    assert job.result(timeout_s=DEADLINE_S) == 5
+    client.close()
