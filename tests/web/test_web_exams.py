@@ -135,7 +135,12 @@ def test_heartbeats_are_written_without_being_asked(api: Api) -> None:
 def test_the_last_heartbeats_are_written_when_the_server_stops(tmp_path: Path, broker_port: int) -> None:
     api = Api(load(write_config(tmp_path, broker_port)))
     make_exam(api)
-    api("POST", f"{STUDENT}/heartbeat")
+    api.services.stopping.set()
+    api("POST", "/v1/exams/math/students/s2/heartbeat")
+    deadline = time.monotonic() + 10
+    while api("GET", "/v1/exams/math/students/s2").json()["status"] != "online":
+        assert time.monotonic() < deadline
+    api("POST", f"{STUDENT}/heartbeat")  # of a request that was under way
     config = api.services.config
     api.close()
     store = ExamStore(config.database_url, config.exams.time_zone)

@@ -141,32 +141,41 @@ def test_a_client_that_hangs_up_leaves_nothing_and_says_nothing(web: Server) -> 
 
 
 def test_a_body_that_is_declared_too_large_is_refused_before_it_comes(web: Server) -> None:
-    path = "/v1/exams/e/students/s/segments/big.webm"
-    with web.connect() as connection:
-        connection.sendall(web.head("PUT", path, f"Content-Length: {SEGMENT_BYTES_MAX + 1}", "Expect: 100-continue"))
-        assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+    segment = ("PUT", "/v1/exams/e/students/s/segments/big.webm", SEGMENT_BYTES_MAX)
+    for method, path, most in (segment, ("POST", "/v1/jobs", 1 << 20), ("POST", "/v1/exams/e/students/s/finish", 4096)):
+        with web.connect() as connection:
+            length = f"Content-Length: {most + 1}"
+            connection.sendall(
+                web.head(method, path, length, "Content-Type: application/json", "Expect: 100-continue")
+            )
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_is_too_large_in_pieces_is_refused_while_it_comes(web: Server) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/v1/exams/e/students/s/segments/endless.webm"), ("POST", "/v1/jobs")]
+)
+def test_a_body_that_is_too_large_in_pieces_is_refused_while_it_comes(web: Server, method: str, path: str) -> None:
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     refused = threading.Event()
     with web.connect() as connection:
+
         def send() -> None:
             with contextlib.suppress(OSError):
                 connection.sendall(
-                    web.head("PUT", "/v1/exams/e/students/s/segments/endless.webm", "Transfer-Encoding: chunked")
+                    web.head(method, path, "Content-Type: application/json", "Transfer-Encoding: chunked")
                 )
-                for _ in range(1 << 20):  # 64 GiB, were it not refused
+                for _ in range(SEGMENT_BYTES_MAX >> 15):  # twice what is allowed, were it not refused
                     connection.sendall(chunk)
                     if refused.is_set():
                         return
+                connection.sendall(b"0\r\n\r\n")
 
         sender = threading.Thread(target=send)
         sender.start()
         first = connection.recv(4096)
+        refused.set()
         assert first.startswith(b"HTTP/1.1 413")
         read_all(connection)
-        refused.set()
         sender.join(20)
         assert not sender.is_alive()
     assert list((web.folder / "var" / "exams").rglob("*endless*")) == []
