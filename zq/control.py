@@ -67,7 +67,11 @@ def take_down(config: Config, say: Any = click.echo) -> None:
         return
     supervisor = Supervisor(data_dir)
     with _one_at_a_time(data_dir):
-        pid = supervisor.pid()
+        try:
+            pid = supervisor.pid()
+        except ControlError as error:
+            say(f"{error}; stopping its programs without it")
+            pid = None
         processes = SystemProcesses(data_dir, pid)
         if not processes.living():
             say(f"nothing to stop: no process of {data_dir} is running")
@@ -76,7 +80,7 @@ def take_down(config: Config, say: Any = click.echo) -> None:
             say(f"stopping zq in {data_dir}")
             supervisor.shut_down()
         else:
-            say(f"supervisord of {data_dir} is gone: ending what it left")
+            say(f"supervisord of {data_dir} is gone: ending what is left")
             _terminate(processes.tops())
         _wait_gone(processes, config, say)
         say("zq is down: no process of it is left")
