@@ -117,7 +117,8 @@ class Core:
         session.heard_ms = now_ms
         roles, states = VERBS[type(message)]
         if session.role not in roles:
-            self._refuse(peer, request, Code.FORBIDDEN, f"who speaks as {session.role} may not send {type(message).__name__}")
+            detail = f"who speaks as {session.role} may not send {type(message).__name__}"
+            self._refuse(peer, request, Code.FORBIDDEN, detail)
         elif session.state not in states:
             detail = f"{type(message).__name__} in a session that is {session.state.value}"
             self._refuse(peer, request, Code.UNEXPECTED, detail)
