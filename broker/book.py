@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from zq.broker.journal import Counts, Step, View, apply_counts
 from zq.broker.records import AttemptRow, JobRow, KeptResult, holds_key, new_row
-from zq.protocol.job import Cause, JobSpec, State, check_transition
+from zq.protocol.job import ENDED, Cause, JobSpec, check_transition
 
 
 class Book:
@@ -77,9 +77,10 @@ class Book:
         return after
 
     def forget(self, row: JobRow) -> None:
-        """Drop a job whose retention is over."""
-        assert row.state not in (State.SCHEDULED, State.READY, State.RUNNING)
-        self._record(Step(row, None))
+        """Drop a job whose retention is over. One that has changed in this very batch is left for a later one."""
+        assert row.state in ENDED
+        if row.id not in self._steps:
+            self._record(Step(row, None))
 
     def _record(self, step: Step) -> None:
         row = step.after or step.before
