@@ -20,6 +20,7 @@ from typing import cast
 import zmq
 
 from zq.broker.access import Access
+from zq.broker.ballast import Ballast
 from zq.broker.clock import Clock
 from zq.broker.core import Core, Settings
 from zq.broker.journal import JournalError
@@ -46,6 +47,10 @@ class Server:
     def __init__(self, config: Config, *, software: str = "") -> None:
         section = config.broker
         self._config = config
+        self._ballast = Ballast(config.data_path / "journal.ballast", section.ballast_mib << 20)
+        if config.data_path.exists():
+            # Opening the journal writes to it.
+            self._ballast.drop(self._free_bytes(), section.disk_reserve_mib << 20)
         self._journal = LmdbJournal(config.data_path / "journal", map_size_bytes=section.map_size_gib << 30)
         self._clock = Clock(self._journal.time_ms)
         now_ms = self._clock.now_ms()
@@ -178,13 +183,14 @@ class Server:
         """Measure what bounds us, and refuse new jobs before the disk is full; acknowledgements then still fit."""
         self._access.reload()
         self._journal.drop_dead_readers()
-        disk = os.statvfs(self._config.data_path)
         facts = self._facts
-        facts.disk_free_bytes = disk.f_bavail * disk.f_frsize
+        facts.disk_free_bytes = self._free_bytes()
         facts.journal_bytes = self._journal.size_bytes()
         facts.commits = self._journal.commits
         facts.commit_p99_us = self._journal.commit_p99_us()
-        low = facts.disk_free_bytes < self._config.broker.disk_reserve_mib << 20
+        reserve_bytes = self._config.broker.disk_reserve_mib << 20
+        self._ballast.adjust(facts.disk_free_bytes, reserve_bytes)
+        low = facts.disk_free_bytes < reserve_bytes
         was_low = self.core.submits.closed is Code.DISK_LOW
         if low and not was_low:
             log.error("disk is low: no new jobs are taken", extra={"free_bytes": facts.disk_free_bytes})
@@ -192,6 +198,10 @@ class Server:
             log.info("disk has room again: new jobs are taken")
         if not self._stopping:
             self.core.submits.closed = Code.DISK_LOW if low else None
+
+    def _free_bytes(self) -> int:
+        disk = os.statvfs(self._config.data_path)
+        return disk.f_bavail * disk.f_frsize
 
     def close(self) -> None:
         self._router.close()

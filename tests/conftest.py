@@ -43,7 +43,7 @@ class LiveBroker:
     def start(self, wait: bool = True) -> None:
         """With `wait`, returns when it answers."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
-        env |= {"ZQ_DATA_DIR": self.config.data_dir, "ZQ_BROKER_BIND": self.address}
+        env |= {"ZQ_DATA_DIR": self.config.data_dir, "ZQ_BROKER_BIND": self.address, "ZQ_BROKER_BALLAST_MIB": "1"}
         with open(self.folder / "broker.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "zq.broker"], env=env, stdout=log, stderr=log, cwd=self.folder

@@ -53,6 +53,8 @@ class BrokerSection(Section, frozen=True):
     """Address space for the journal, not disk space."""
     disk_reserve_mib: Annotated[int, Meta(ge=1)] = 256
     """Submits are refused below this much free disk; acknowledgements go on."""
+    ballast_mib: Annotated[int, Meta(ge=0)] = 32
+    """Size of a file that is deleted when less than a quarter of the reserve is left, for them; 0 means none."""
 
 
 class ClientSection(Section, frozen=True):

@@ -35,7 +35,8 @@ class Broker:
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.folder = folder
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
-        self.environment = {**clean, "ZQ_DATA_DIR": str(folder), "ZQ_BROKER_BIND": self.address, **environment}
+        own = {"ZQ_DATA_DIR": str(folder), "ZQ_BROKER_BIND": self.address, "ZQ_BROKER_BALLAST_MIB": "1"}
+        self.environment = {**clean, **own, **environment}
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *before: str) -> None:
