@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import lmdb
 import msgspec
 
 from zq.broker.journal import Counts, JournalError, JournalRefused, Step, apply_counts, prefix_end
-from zq.broker.records import FORMAT, AttemptRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
+from zq.broker.records import FORMAT, AttemptRow, EventRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
 from zq.protocol.job import State
 
 _DATA_FORMAT = 0
@@ -28,11 +28,12 @@ _DATA_FORMAT = 0
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 """No memory map with working locks there."""
 
-_TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", *Index)
+_TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "event", "fact", *Index)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(JobRow).decode
 _decode_attempt = msgspec.msgpack.Decoder(AttemptRow).decode
+_decode_event = msgspec.msgpack.Decoder(EventRow).decode
 _decode_result = msgspec.msgpack.Decoder(KeptResult).decode
 
 
@@ -88,6 +89,7 @@ class LmdbJournal:
             self._epoch = int(txn.get(b"epoch", b"0", db=meta)) + 1
             self._seq = int(txn.get(b"seq", b"0", db=meta))
             self._time_ms = int(txn.get(b"time_ms", b"0", db=meta))
+            self._last_event = int(txn.get(b"last_event", b"0", db=meta))
             self._counts: dict[str, Counts] = {}
             for _, value in txn.cursor(db=self._tables["counts"]):
                 row = _decode_counts(value)
@@ -97,14 +99,14 @@ class LmdbJournal:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def commit(self, steps: Sequence[Step], now_ms: int) -> None:
+    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
         assert os.getpid() == self._pid, "the journal was carried over a fork"
         self._end_reading()
         begun_ns = time.perf_counter_ns()
         counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
         while True:
             try:
-                self._write(steps, now_ms, counts)
+                self._write(steps, now_ms, counts, facts or {})
                 break
             except lmdb.MapFullError:
                 # The batch as a whole is tried again in a larger map; it is address space, the disk's own bound is
@@ -118,9 +120,12 @@ class LmdbJournal:
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _write(self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts]) -> None:
+    def _write(
+        self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts], facts: Mapping[str, bytes]
+    ) -> None:
         tables = self._tables
         seq = self._seq
+        last_event = self._last_event
         touched: set[str] = set()
         with self._env.begin(write=True) as txn:
             put, delete = txn.put, txn.delete
@@ -148,6 +153,9 @@ class LmdbJournal:
                     seq = max(seq, after.seq)
                 for attempt in step.attempts:
                     put(job_id + attempt.number.to_bytes(4, "big"), _encode(attempt), db=tables["attempt"])
+                for event in step.events:
+                    put(event.number.to_bytes(8, "big"), _encode(event), db=tables["event"])
+                    last_event = max(last_event, event.number)
                 if step.result is not None:
                     put(job_id, _encode(step.result), db=tables["result"])
                 queue = apply_counts(counts, step)
@@ -157,9 +165,28 @@ class LmdbJournal:
                 c = counts[queue]
                 row = _CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
                 put(key_digest(queue), _encode(row), db=tables["counts"])
+            for name, value in facts.items():
+                put(name.encode(), value, db=tables["fact"])
             put(b"seq", str(seq).encode(), db=tables["meta"])
+            put(b"last_event", str(last_event).encode(), db=tables["meta"])
             put(b"time_ms", str(max(now_ms, self._time_ms)).encode(), db=tables["meta"])
         self._seq = seq
+        self._last_event = last_event
+
+    def forget_events(self, kept_max: int, limit: int) -> None:
+        """See Journal. A transaction of its own: it is small, and nothing depends on it."""
+        self._end_reading()
+        try:
+            with self._env.begin(write=True) as txn:
+                table = self._tables["event"]
+                surplus = txn.stat(table)["entries"] - kept_max
+                cursor = txn.cursor(db=table)
+                for _ in range(min(surplus, limit)):
+                    if not cursor.first():
+                        break
+                    cursor.delete()
+        except lmdb.Error as error:
+            raise JournalError(f"events could not be forgotten: {error}") from error
 
     def _forget(self, txn: lmdb.Transaction, job_id: bytes) -> None:
         for name in ("row", "spec", "result"):
@@ -236,6 +263,28 @@ class LmdbJournal:
             if len(found) == limit:
                 break
         return found
+
+    def event(self, number: int) -> EventRow | None:
+        data = self._read().get(number.to_bytes(8, "big"), db=self._tables["event"])
+        return None if data is None else _decode_event(data)
+
+    def events(self, after: int, limit: int) -> list[EventRow]:
+        cursor = self._read().cursor(db=self._tables["event"])
+        found: list[EventRow] = []
+        if cursor.set_range((after + 1).to_bytes(8, "big")):
+            for _, value in cursor:
+                found.append(_decode_event(value))
+                if len(found) == limit:
+                    break
+        return found
+
+    @property
+    def last_event(self) -> int:
+        return self._last_event
+
+    def facts(self) -> dict[str, bytes]:
+        cursor = self._read().cursor(db=self._tables["fact"])
+        return {bytes(name).decode(): bytes(value) for name, value in cursor}
 
     def counts(self) -> dict[str, Counts]:
         return {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}

@@ -83,7 +83,7 @@ def play_all(*, speaks_first: bool = False) -> None:
         (without_fence, "I5"),
         (attempts_counted_at_failure, "I4"),
         (credit_not_enforced, "I8"),
-        (ended_jobs_not_remembered, r"I2|stands|a result makes a job done"),
+        (ended_jobs_not_remembered, r"I2|I4|stands|a result makes a job done"),
         (lost_leases_forgotten, r"I7|I8"),
     ],
 )
