@@ -9,8 +9,8 @@ import click
 import zmq
 
 import zq
-from zq.broker.journal import JournalRefused
-from zq.broker.server import Server
+from zq.broker.journal import JournalError, JournalRefused
+from zq.broker.server import EXIT_JOURNAL, Server
 from zq.config import EXIT_CONFIG, ConfigError, load
 from zq.logs import configure
 
@@ -32,6 +32,9 @@ def command(config_path: str | None) -> None:
     except (ConfigError, JournalRefused) as error:
         click.echo(f"zq broker: {error}", err=True)
         sys.exit(EXIT_CONFIG)
+    except JournalError as error:
+        click.echo(f"zq broker: {error}", err=True)
+        sys.exit(EXIT_JOURNAL)
     except zmq.ZMQError as error:
         click.echo(f"zq broker: cannot listen on {config.broker.bind}: {error}; is another broker there?", err=True)
         sys.exit(1)

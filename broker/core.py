@@ -122,6 +122,10 @@ class Core:
         if session.role not in roles:
             detail = f"who speaks as {session.role} may not send {type(message).__name__}"
             self._refuse(peer, request, Code.FORBIDDEN, detail)
+        elif session.state is SessionState.JOINING and session.state not in states:
+            # Its RESUME did not arrive. It must begin anew, or it would stay connected and without work for ever.
+            self.unreachable(peer)
+            self._refuse(peer, request, Code.UNKNOWN_SESSION, "RESUME comes before anything else; say HELLO again")
         elif session.state not in states:
             detail = f"{type(message).__name__} in a session that is {session.state.value}"
             self._refuse(peer, request, Code.UNEXPECTED, detail)

@@ -52,10 +52,27 @@ class Counts:
         return self.accepted == sum(self.by_state.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many entries each table has, over all queues."""
+
+    rows: int
+    specs: int
+    attempts: int
+    results: int
+    keys: int
+    indexes: dict[Index, int]
+
+
 class View(Protocol):
     """What a journal can be asked. All answers are of what was committed."""
 
     def row(self, job_id: bytes) -> JobRow | None: ...
+
+    def rows(self, after: bytes, limit: int) -> list[JobRow]:
+        """Up to `limit` jobs of all queues and states, by ascending id, of those with an id greater than `after`."""
+        ...
+
     def spec(self, job_id: bytes) -> bytes | None: ...
     def attempts(self, job_id: bytes) -> list[AttemptRow]: ...
     def result(self, job_id: bytes) -> KeptResult | None: ...
@@ -87,6 +104,8 @@ class View(Protocol):
         Begins behind the key `after`; empty means at the end where the scan begins.
         """
         ...
+
+    def totals(self) -> Totals: ...
 
     def counts(self) -> dict[str, Counts]:
         """By queue."""
@@ -235,6 +254,9 @@ class MemoryJournal:
     def row(self, job_id: bytes) -> JobRow | None:
         return self._rows.get(job_id)
 
+    def rows(self, after: bytes, limit: int) -> list[JobRow]:
+        return [self._rows[job_id] for job_id in sorted(job_id for job_id in self._rows if job_id > after)[:limit]]
+
     def spec(self, job_id: bytes) -> bytes | None:
         return self._specs.get(job_id)
 
@@ -280,6 +302,12 @@ class MemoryJournal:
     def forget_events(self, kept_max: int, limit: int) -> None:
         for number in sorted(self._events)[: min(limit, max(0, len(self._events) - kept_max))]:
             del self._events[number]
+
+    def totals(self) -> Totals:
+        return Totals(
+            len(self._rows), len(self._specs), sum(map(len, self._attempts.values())), len(self._results),
+            len(self._keys), {index: len(table.keys) for index, table in self._indexes.items()},
+        )  # fmt: skip
 
     def counts(self) -> dict[str, Counts]:
         return {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}

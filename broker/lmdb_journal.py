@@ -8,100 +8,84 @@ process must end. The environment belongs to one thread of one process and is ne
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lmdb
-import msgspec
 
-from zq.broker.journal import Counts, JournalError, JournalRefused, Step, apply_counts, prefix_end
-from zq.broker.records import FORMAT, AttemptRow, EventRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
-from zq.protocol.job import State
-
-_DATA_FORMAT = 0
-"""The LMDB 0.9 file format; py-lmdb also bundles a newer one that cannot read it."""
+from zq.broker.journal import Counts, JournalError, JournalRefused, Step, apply_counts
+from zq.broker.lmdb_view import (
+    DATA_FORMAT,
+    DATABASES_MAX,
+    READERS_MAX,
+    TABLES,
+    CountsRow,
+    LmdbView,
+    encode,
+    refuse_format,
+)
+from zq.broker.records import FORMAT, holds_key, index_keys, key_digest
 
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 """No memory map with working locks there."""
 
-_TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "event", "fact", *Index)
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_row = msgspec.msgpack.Decoder(JobRow).decode
-_decode_attempt = msgspec.msgpack.Decoder(AttemptRow).decode
-_decode_event = msgspec.msgpack.Decoder(EventRow).decode
-_decode_result = msgspec.msgpack.Decoder(KeptResult).decode
+_DISK_ERRORS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What may have gone when the next broker starts. LMDB calls a full disk EIO as often as ENOSPC."""
 
 
-class _CountsRow(msgspec.Struct, frozen=True, array_like=True):
-    queue: str
-    accepted: int
-    by_state: dict[int, int]
-
-
-_decode_counts = msgspec.msgpack.Decoder(_CountsRow).decode
-
-
-class LmdbJournal:
+class LmdbJournal(LmdbView):
     """See `journal.Journal`. Opening locks the folder for the life of the process and begins a new epoch.
 
     Raises JournalRefused if another process has the journal, if it is of another format, on a remote file system, or
-    if it cannot be read.
+    if it cannot be read; JournalError if the disk is full or fails, which a later start may find mended.
     """
 
     def __init__(self, folder: Path, *, map_size_bytes: int, sync: bool = True) -> None:
         self.folder = folder
         self._pid = os.getpid()
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_remote(folder.parent)
-        self._lock = _lock(folder.with_name(folder.name + ".lock"))
         self._commits_us: list[int] = []
         self.commits = 0
-        try:
-            if not folder.exists():
-                _create(folder, map_size_bytes)
-            self._open(folder, map_size_bytes, sync)
-        except lmdb.Error as error:
-            os.close(self._lock)
-            raise JournalRefused(
-                f"the journal in {folder} cannot be opened: {error}. Nothing was changed. Restore a backup, or move "
-                "the folder away to begin with an empty journal"
-            ) from None
-        except BaseException:
-            os.close(self._lock)
-            raise
+        with _explained(folder):
+            _make_parents(folder)
+            _refuse_remote(folder.parent)
+            self._lock = lock(folder)
+            try:
+                if not folder.exists():
+                    _create(folder, map_size_bytes)
+                self._open(_environment(folder, map_size_bytes, sync=sync))
+            except BaseException:
+                os.close(self._lock)
+                raise
 
-    def _open(self, folder: Path, map_size_bytes: int, sync: bool) -> None:
-        self._env = _environment(folder, map_size_bytes, sync=sync)
-        with self._env.begin(write=True) as txn:
-            meta = self._env.open_db(b"meta", txn=txn)
-            found = txn.get(b"format", db=meta)
-            if found != str(FORMAT).encode():
-                raise JournalRefused(
-                    f"the journal in {folder} has format {(found or b'none').decode()}, this zq reads {FORMAT}; "
-                    "use the version of zq that wrote it"
-                )
-            self._tables = {name: self._env.open_db(name.encode(), txn=txn) for name in _TABLES}
-            self._epoch = int(txn.get(b"epoch", b"0", db=meta)) + 1
-            self._seq = int(txn.get(b"seq", b"0", db=meta))
-            self._time_ms = int(txn.get(b"time_ms", b"0", db=meta))
-            self._last_event = int(txn.get(b"last_event", b"0", db=meta))
-            self._counts: dict[str, Counts] = {}
-            for _, value in txn.cursor(db=self._tables["counts"]):
-                row = _decode_counts(value)
-                self._counts[row.queue] = Counts(row.accepted, {s: row.by_state.get(s, 0) for s in State})
-            txn.put(b"epoch", str(self._epoch).encode(), db=meta)
-        self._reader: lmdb.Transaction | None = None
+    def _open(self, env: lmdb.Environment) -> None:
+        try:
+            env.reader_check()
+            with env.begin(write=True) as txn:
+                meta = env.open_db(b"meta", txn=txn)
+                refuse_format(self.folder, txn.get(b"format", db=meta))
+                super().__init__(env, {name: env.open_db(name.encode(), txn=txn) for name in TABLES})
+                self._reader = txn
+                self._epoch = super().epoch + 1
+                self._seq = super().seq
+                self._time_ms = super().time_ms
+                self._last_event = super().last_event
+                self._counts = super().counts()
+                self._reader = None
+                txn.put(b"epoch", str(self._epoch).encode(), db=meta)
+        except BaseException:
+            env.close()
+            raise
 
     # ------------------------------------------------------------------------------------------ writing
 
     def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
         assert os.getpid() == self._pid, "the journal was carried over a fork"
-        self._end_reading()
+        self.end_reading()
         begun_ns = time.perf_counter_ns()
         counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
         while True:
@@ -143,7 +127,7 @@ class LmdbJournal:
                     self._forget(txn, before.id)
                     continue
                 job_id = after.id
-                put(job_id, _encode(after), db=rows)
+                put(job_id, encode(after), db=rows)
                 for index, key in index_keys(after):
                     put(key, job_id, db=tables[index])
                 if holds_key(after):
@@ -152,19 +136,19 @@ class LmdbJournal:
                     put(job_id, step.spec, db=specs)
                     seq = max(seq, after.seq)
                 for attempt in step.attempts:
-                    put(job_id + attempt.number.to_bytes(4, "big"), _encode(attempt), db=tables["attempt"])
+                    put(job_id + attempt.number.to_bytes(4, "big"), encode(attempt), db=tables["attempt"])
                 for event in step.events:
-                    put(event.number.to_bytes(8, "big"), _encode(event), db=tables["event"])
+                    put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
                     last_event = max(last_event, event.number)
                 if step.result is not None:
-                    put(job_id, _encode(step.result), db=tables["result"])
+                    put(job_id, encode(step.result), db=tables["result"])
                 queue = apply_counts(counts, step)
                 if queue is not None:
                     touched.add(queue)
             for queue in touched:
                 c = counts[queue]
-                row = _CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
-                put(key_digest(queue), _encode(row), db=tables["counts"])
+                row = CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
+                put(key_digest(queue), encode(row), db=tables["counts"])
             for name, value in facts.items():
                 put(name.encode(), value, db=tables["fact"])
             put(b"seq", str(seq).encode(), db=tables["meta"])
@@ -175,11 +159,13 @@ class LmdbJournal:
 
     def forget_events(self, kept_max: int, limit: int) -> None:
         """See Journal. A transaction of its own: it is small, and nothing depends on it."""
-        self._end_reading()
+        table = self._tables["event"]
+        surplus = int(self._read().stat(table)["entries"]) - kept_max
+        if surplus <= 0:
+            return
+        self.end_reading()
         try:
             with self._env.begin(write=True) as txn:
-                table = self._tables["event"]
-                surplus = txn.stat(table)["entries"] - kept_max
                 cursor = txn.cursor(db=table)
                 for _ in range(min(surplus, limit)):
                     if not cursor.first():
@@ -200,92 +186,6 @@ class LmdbJournal:
         if len(self._commits_us) > 2048:
             del self._commits_us[:1024]
 
-    # ------------------------------------------------------------------------------------------ reading
-
-    def _read(self) -> lmdb.Transaction:
-        """The read transaction between two commits: short-lived, since it pins pages."""
-        if self._reader is None:
-            self._reader = self._env.begin(buffers=False)
-        return self._reader
-
-    def _end_reading(self) -> None:
-        if self._reader is not None:
-            self._reader.abort()
-            self._reader = None
-
-    def row(self, job_id: bytes) -> JobRow | None:
-        data = self._read().get(job_id, db=self._tables["row"])
-        return None if data is None else _decode_row(data)
-
-    def spec(self, job_id: bytes) -> bytes | None:
-        found = self._read().get(job_id, db=self._tables["spec"])
-        return None if found is None else bytes(found)
-
-    def attempts(self, job_id: bytes) -> list[AttemptRow]:
-        cursor = self._read().cursor(db=self._tables["attempt"])
-        found = []
-        if cursor.set_range(job_id):
-            for key, value in cursor:
-                if not bytes(key).startswith(job_id):
-                    break
-                found.append(_decode_attempt(value))
-        return found
-
-    def result(self, job_id: bytes) -> KeptResult | None:
-        data = self._read().get(job_id, db=self._tables["result"])
-        return None if data is None else _decode_result(data)
-
-    def key_holder(self, key: str) -> bytes | None:
-        found = self._read().get(key_digest(key), db=self._tables["keyed"])
-        return None if found is None else bytes(found)
-
-    def scan(
-        self, index: Index, prefix: bytes, after: bytes, limit: int, *, backwards: bool = False
-    ) -> list[tuple[bytes, bytes]]:
-        cursor = self._read().cursor(db=self._tables[index])
-        if backwards:
-            start = min(after, prefix_end(prefix)) if after else prefix_end(prefix)
-            placed = cursor.prev() if cursor.set_range(start) else cursor.last()
-            entries = cursor.iterprev()
-        else:
-            placed = cursor.set_range(max(after, prefix))
-            if placed and after and cursor.key() == after:
-                placed = cursor.next()
-            entries = cursor.iternext()
-        found: list[tuple[bytes, bytes]] = []
-        if not placed:
-            return found
-        for entry in entries:
-            key, job_id = bytes(entry[0]), bytes(entry[1])
-            if not key.startswith(prefix):
-                break
-            found.append((key, job_id))
-            if len(found) == limit:
-                break
-        return found
-
-    def event(self, number: int) -> EventRow | None:
-        data = self._read().get(number.to_bytes(8, "big"), db=self._tables["event"])
-        return None if data is None else _decode_event(data)
-
-    def events(self, after: int, limit: int) -> list[EventRow]:
-        cursor = self._read().cursor(db=self._tables["event"])
-        found: list[EventRow] = []
-        if cursor.set_range((after + 1).to_bytes(8, "big")):
-            for _, value in cursor:
-                found.append(_decode_event(value))
-                if len(found) == limit:
-                    break
-        return found
-
-    @property
-    def last_event(self) -> int:
-        return self._last_event
-
-    def facts(self) -> dict[str, bytes]:
-        cursor = self._read().cursor(db=self._tables["fact"])
-        return {bytes(name).decode(): bytes(value) for name, value in cursor}
-
     def counts(self) -> dict[str, Counts]:
         return {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
 
@@ -301,6 +201,10 @@ class LmdbJournal:
     def time_ms(self) -> int:
         return self._time_ms
 
+    @property
+    def last_event(self) -> int:
+        return self._last_event
+
     # ------------------------------------------------------------------------------------------ the rest
 
     def commit_p99_us(self) -> int:
@@ -308,17 +212,12 @@ class LmdbJournal:
         ordered = sorted(self._commits_us)
         return ordered[len(ordered) * 99 // 100] if ordered else 0
 
-    def size_bytes(self) -> int:
-        """Bytes of the file that hold something (pages up to the last one in use)."""
-        info = self._env.info()
-        return int((info["last_pgno"] + 1) * self._env.stat()["psize"])
-
-    def end_reading(self) -> None:
-        """Let go of the pages that reading has pinned; called when the broker has nothing to do."""
-        self._end_reading()
+    def drop_dead_readers(self) -> None:
+        """Free what the readers of killed processes have pinned; call it now and then."""
+        self._env.reader_check()
 
     def close(self) -> None:
-        self._end_reading()
+        self.end_reading()
         self._env.close()
         os.close(self._lock)
 
@@ -327,31 +226,53 @@ def _environment(folder: Path, map_size_bytes: int, *, sync: bool = True) -> lmd
     # Without thread-local reader slots: the one thread's transactions are objects of ours. The mode is for the
     # files; the folder has been made 0700 before (py-lmdb would give it the files' mode).
     return lmdb.open(
-        str(folder), map_size=map_size_bytes, max_dbs=32, mode=0o600, subdir=True, create=True, sync=sync,
-        metasync=True, writemap=False, max_readers=64, lib_version=_DATA_FORMAT,
+        str(folder), map_size=map_size_bytes, max_dbs=DATABASES_MAX, mode=0o600, subdir=True, create=True, sync=sync,
+        metasync=True, writemap=False, max_readers=READERS_MAX, lib_version=DATA_FORMAT,
     )  # fmt: skip
 
 
 def _create(folder: Path, map_size_bytes: int) -> None:
     """Make an empty journal under another name and rename it: a crash in LMDB's own creation leaves a broken file."""
+    new = begin_new(folder)
+    env = _environment(new, map_size_bytes)
+    with env.begin(write=True) as txn:
+        meta, *_ = [env.open_db(name.encode(), txn=txn) for name in TABLES]
+        txn.put(b"format", str(FORMAT).encode(), db=meta)
+        txn.put(b"created_ms", str(int(time.time() * 1000)).encode(), db=meta)
+    env.sync(True)
+    env.close()
+    put_in_place(new, folder)
+
+
+def raise_epoch(folder: Path, by: int, map_size_bytes: int) -> None:
+    """Skip the epochs of other brokers, in a journal that nobody has open."""
+    env = _environment(folder, map_size_bytes)
+    try:
+        with env.begin(write=True) as txn:
+            meta = env.open_db(b"meta", txn=txn)
+            txn.put(b"epoch", str(int(txn.get(b"epoch", b"0", db=meta)) + by).encode(), db=meta)
+    finally:
+        env.close()
+
+
+def begin_new(folder: Path) -> Path:
+    """An empty private folder beside `folder`, in which a journal can be made; what was left in it is gone."""
     new = folder.with_name(folder.name + ".new")
     if new.exists():
         for file in new.iterdir():
             file.unlink()
     new.mkdir(mode=0o700, exist_ok=True)
-    env = _environment(new, map_size_bytes)
-    with env.begin(write=True) as txn:
-        meta, *_ = [env.open_db(name.encode(), txn=txn) for name in _TABLES]
-        txn.put(b"format", str(FORMAT).encode(), db=meta)
-        txn.put(b"created_ms", str(int(time.time() * 1000)).encode(), db=meta)
-    env.sync(True)
-    env.close()
-    _fsync_folder(new)
+    return new
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Give the finished journal in `new` its name, durably."""
+    sync_folder(new)
     new.rename(folder)
-    _fsync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -359,8 +280,12 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
-    """One broker a journal: LMDB itself would let two write in turn. The lock ends with the process."""
+def lock(folder: Path) -> int:
+    """Lock the journal in `folder` for one broker, since LMDB itself would let two write in turn; the descriptor.
+
+    The lock ends with the process or when the descriptor is closed. Raises JournalRefused if another has it.
+    """
+    path = folder.with_name(folder.name + ".lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -370,9 +295,34 @@ def _lock(path: Path) -> int:
         raise JournalRefused(
             f"another broker has this journal ({path}: pid {owner or 'unknown'}); stop it, or use another data_dir"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    # For people only: on a full disk the lock is taken without it.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What goes wrong when a journal is opened, as one of the two errors that a broker knows."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        number = error.code if isinstance(error, lmdb.Error) else error.errno
+        if number in _DISK_ERRORS:
+            raise JournalError(f"the disk under {folder} is full or fails: {error}") from error
+        raise JournalRefused(
+            f"the journal in {folder} cannot be opened: {error}. Nothing was changed. Restore a backup (zq journal "
+            "restore), or move the folder away to begin with an empty journal"
+        ) from error
+
+
+def _make_parents(folder: Path) -> None:
+    """Make the folder's parents, private, in such a way that a power failure takes none of them away again."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for parent in reversed(missing):
+        sync_folder(parent.parent)
 
 
 def _refuse_remote(folder: Path) -> None:

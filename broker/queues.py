@@ -204,7 +204,7 @@ class Queues:
             name.removeprefix(_FACT): _decode_settings(value) for name, value in facts.items() if name.startswith(_FACT)
         }
         self.by_name: dict[str, Queue] = {}
-        for name in {*book.counts, *self._settings}:
+        for name in sorted({*book.counts, *self._settings}):
             self.get(name)
 
     def get(self, name: str) -> Queue:

@@ -181,6 +181,7 @@ class Server:
     def _look_around(self) -> None:
         """Measure what bounds us, and refuse new jobs before the disk is full; acknowledgements then still fit."""
         self._access.reload()
+        self._journal.drop_dead_readers()
         disk = os.statvfs(self._config.data_path)
         facts = self._facts
         facts.disk_free_bytes = disk.f_bavail * disk.f_frsize

@@ -16,7 +16,7 @@ from types import FrameType
 
 from demo.http_api import Api, Deviation
 from demo.story import Story
-from zq.config import Config, load
+from zq.config import Config, ConfigError, load
 from zq.control import bring_up, tail, take_down
 from zq.readiness import base_url
 from zq.supervision import ControlError
@@ -106,7 +106,7 @@ def _run(config: Config, say: _Narrator) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         code = 130
-    except (Deviation, ControlError) as error:
+    except (Deviation, ControlError, ConfigError) as error:
         say(f"FAILED: {error}")
         code = 1
     except Exception:

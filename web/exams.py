@@ -185,8 +185,7 @@ class ExamRoutes:
 
     async def _body(self, request: Request, struct: type[T]) -> T:
         web = self._services.config.web
-        body, _ = await read_json(request, struct, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s)
-        return body
+        return await read_json(request, struct, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s)
 
     async def _ignore_body(self, request: Request) -> None:
         await read_body(

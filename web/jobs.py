@@ -71,7 +71,7 @@ class JobRoutes:
 
     async def submit_job(self, request: Request) -> Response:
         web = self._services.config.web
-        body, _ = await read_json(
+        body = await read_json(
             request, JobSubmission, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s
         )
         key = idempotency_key(request.headers.get("idempotency-key"))

@@ -40,6 +40,7 @@ class Services:
         self.heartbeats = HeartbeatBuffer(SqlPresence(self.store.database))
         self.storage = RecordingStorage(config.storage_path)
         self.stopping = asyncio.Event()
+        """Set when the server was told to stop: no new waiting. Requests under way still end."""
         self._client: AsyncClient | None = None
 
     @property
@@ -55,21 +56,22 @@ class Services:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.store.close)
             self._client = await stack.enter_async_context(AsyncClient(self.config))
-            flusher = asyncio.create_task(self._flush_forever(), name="heartbeats")
+            closing = asyncio.Event()
+            flusher = asyncio.create_task(self._flush_until(closing), name="heartbeats")
             try:
                 yield
             finally:
                 self.stopping.set()
+                closing.set()
                 await flusher
                 self._client = None
 
-    async def _flush_forever(self) -> None:
-        while not self.stopping.is_set():
+    async def _flush_until(self, closing: asyncio.Event) -> None:
+        """Not until `stopping`: requests that are under way then still bring heartbeats."""
+        while not closing.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), FLUSH_S)
+                await asyncio.wait_for(closing.wait(), FLUSH_S)
             await self._flush()
-        # Requests under way may have added some since.
-        await self._flush()
 
     async def _flush(self) -> None:
         try:

@@ -263,7 +263,7 @@ def worker_view(worker: WorkerInfo) -> WorkerView:
 def unserved(queues: list[QueueInfo]) -> list[str]:
     """The alarms: queues in which jobs are due and nobody works."""
     return [
-        f"queue {queue.name!r} has {queue.ready} waiting jobs and no worker; start one with: "
+        f"queue {queue.name!r}: no worker for its {queue.ready} ready job{'s' * (queue.ready > 1)}; start one with: "
         f"zq worker --queue {queue.name}"
         for queue in queues
         if queue.ready and not queue.consumers

@@ -40,7 +40,9 @@ def command(
     """Run the tasks of the named queues.
 
     It runs in the foreground. SIGTERM or Ctrl-C: it takes no more jobs, lets running ones finish for worker.drain_s,
-    hands back what still runs without costing an attempt, and exits with code 0; a second time: it hands back at once.
+    hands back what still runs without costing an attempt, and exits with code 0. A second time: it hands back at
+    once. A third time: it ends all it runs and leaves.
+
     Exit code 78 means that a restart does not help (configuration, a task module that cannot be imported).
     """
     try:

@@ -20,6 +20,7 @@ import zmq
 import zq
 from zq.config import EXIT_CONFIG, Config
 from zq.protocol import limits
+from zq.protocol.job import valid_name
 from zq.workers import session_io as io
 from zq.workers.crew import Crew, TasksBroken
 from zq.workers.identity import Identity
@@ -42,6 +43,7 @@ class Runner:
         self._modules = tuple(modules)
         self._exit_code: int | None = None
         self._signals = 0
+        self._drains_asked = 0
         self._effects: deque[io.Effect] = deque()
         self._poller = zmq.Poller()
         self._polled = (-1, -1)
@@ -98,7 +100,7 @@ class Runner:
                     # The modules were changed under a running worker. No task can run any more, but results are held.
                     self._code_after_drain = EXIT_CONFIG
                     self._crew.close()
-                    self._signals += 1
+                    self._do(session, session.handle(io.DrainAsked(), _ms()))
 
     def _round(self, session: Session | None, wakeup_fd: int) -> Session | None:
         ready = self._wait(session, wakeup_fd)
@@ -113,8 +115,8 @@ class Runner:
             if self._crew.tasks is None:
                 return None
             session = self._begin(self._crew.tasks)
-        while self._signals:
-            self._signals -= 1
+        while self._drains_asked < self._signals:  # the handler counts the one, the loop the other
+            self._drains_asked += 1
             self._do(session, session.handle(io.DrainAsked(), _ms()))
         for event in events:
             self._do(session, session.handle(event, _ms()))
@@ -143,6 +145,8 @@ class Runner:
     def _begin(self, tasks: tuple[str, ...]) -> Session:
         if len(tasks) > limits.TASKS_PER_WORKER_MAX:
             raise TasksBroken(f"{len(tasks)} tasks; a worker has at most {limits.TASKS_PER_WORKER_MAX}")
+        if wrong := [task for task in tasks if not valid_name(task)]:
+            raise TasksBroken(f"{wrong[0]!r} cannot name a task: printable characters without blanks can")
         section = self._config.worker
         _logger.info(
             "worker %s serves %s with %d tasks; broker %s",

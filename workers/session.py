@@ -4,8 +4,8 @@ The shell gives every message of the broker and every event of its slots to `han
 no later than `wake_ms`), and carries out the effects of both in their order. Time is the shell's monotonic clock in
 milliseconds.
 
-    WORKING ──asked──► DRAINING ──asked again, time up──► HANDING_BACK ──empty, time up──► LEFT
-                          └───────────────empty───────────────────────────────────────────┘
+    WORKING ──asked──► DRAINING ──asked again, time up──► HANDING_BACK ──empty, asked again, time up──► LEFT
+                          └───────────────empty────────────────────────────────────────────────────────┘
 
 The link (see `uplink`) comes and goes beside this: jobs run on while the broker is away, and their results are held.
 Nothing is ended because the broker cannot be reached.
@@ -436,9 +436,12 @@ class Session:
 
     def _on_drain_asked(self, event: io.DrainAsked, now_ms: int) -> None:
         if self._push(Push.ASKED):
-            self._start_draining(now_ms)
+            self._enter_stage(now_ms)
 
-    def _start_draining(self, now_ms: int) -> None:
+    def _enter_stage(self, now_ms: int) -> None:
+        if self.work is Work.LEFT:
+            self._leave()
+            return
         running = self.book.in_phase(Phase.RUNNING)
         for lease in self.book.in_phase(Phase.WAITING):
             self.slots.stop_waiting(lease)
@@ -458,22 +461,16 @@ class Session:
         if self._work_until_ms is None or now_ms < self._work_until_ms:
             return
         if self._push(Push.TIME_UP):
-            if self.work is Work.LEFT:
-                self._leave()
-            else:
-                self._start_draining(now_ms)
+            self._enter_stage(now_ms)
 
     def _leave_if_empty(self) -> None:
         if self.work not in (Work.DRAINING, Work.HANDING_BACK):
             return
         if self.book.in_phase(Phase.WAITING, Phase.RUNNING, Phase.ENDING, Phase.ABANDONED):
             return
-        if self.uplink.ready:
-            # The answer to the BEAT that followed CREDIT 0 comes after every dispatch that had crossed it.
-            empty = not len(self.book) and self._barrier is not None and self.uplink.beats_answered >= self._barrier
-        else:
-            # When the time is up and the broker is away there is nothing to wait for.
-            empty = not len(self.book) or self.work is Work.HANDING_BACK
+        # The answer to the BEAT that followed CREDIT 0 comes after every dispatch that had crossed it.
+        answered = self._barrier is not None and self.uplink.beats_answered >= self._barrier
+        empty = not len(self.book) and (answered or not self.uplink.ready)
         if empty and self._push(Push.EMPTY):
             self._leave()
 

@@ -88,7 +88,7 @@ class LinkBroken(Event, frozen=True):
 
 
 class DrainAsked(Event, frozen=True):
-    """First time: take no more jobs, let the running ones finish. Second time: hand them back now."""
+    """First time: take no more jobs, let the running ones finish. Second: hand them back now. Third: leave as it is."""
 
 
 class Effect(msgspec.Struct, frozen=True, gc=False):

@@ -27,6 +27,7 @@ WORK_STEPS: dict[tuple[Work, Push], Work] = {
     (Work.DRAINING, Push.ASKED): Work.HANDING_BACK,
     (Work.DRAINING, Push.TIME_UP): Work.HANDING_BACK,
     (Work.DRAINING, Push.EMPTY): Work.LEFT,
+    (Work.HANDING_BACK, Push.ASKED): Work.LEFT,
     (Work.HANDING_BACK, Push.TIME_UP): Work.LEFT,
     (Work.HANDING_BACK, Push.EMPTY): Work.LEFT,
 }

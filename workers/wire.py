@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 from collections.abc import Iterator
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from zq.config import Config, ConfigError
 from zq.keys import KeyFile, client_key
@@ -30,6 +30,7 @@ _BREAKS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: f"the handshake failed: {_KEYS}",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: f"the handshake failed: {_KEYS}",
 }
+_EVENT = struct.Struct("=HI")
 _logger = logging.getLogger("zq.workers")
 
 
@@ -111,8 +112,9 @@ class Wire:
     def _take_break(self) -> LinkBroken | None:
         with contextlib.suppress(zmq.Again):
             while self._monitor is not None:
-                event = recv_monitor_message(self._monitor, zmq.DONTWAIT)
-                why = _BREAKS.get(event["event"])
+                # Read by hand, as in zmq_socket_monitor(3): pyzmq's reader would bring all of asyncio with it.
+                number, *_ = _EVENT.unpack(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
+                why = _BREAKS.get(number)
                 if why is not None:
                     return LinkBroken(why)
         return None

@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "status": Lazy("zq.control", "status", "Say what of it runs.", "control"),
     "restart": Lazy("zq.control", "restart", "Restart one of its processes.", "control"),
     "broker": Lazy("zq.broker.__main__", "command", "Run the broker in the foreground.", "broker"),
+    "journal": Lazy("zq.broker.journal_cli", "command", "Check, back up or restore the broker's journal.", "broker"),
     "worker": Lazy("zq.workers.__main__", "command", "Run a worker in the foreground.", "worker"),
     "scheduler": Lazy("zq.scheduler.__main__", "command", "Run the scheduler in the foreground.", "scheduler"),
     "web": Lazy("zq.web.__main__", "command", "Run the web service in the foreground.", "web"),

@@ -73,7 +73,7 @@ class WorkerSection(Section, frozen=True):
     tasks: tuple[str, ...] = ()
     soft_time_limit_s: Seconds = 1500.0
     time_limit_s: Seconds = 1800.0
-    kill_grace_s: Seconds = 2.0
+    kill_grace_s: Seconds = 1.0
     """Between TERM and KILL when a tree is ended."""
     drain_s: Seconds = 30.0
     """After SIGTERM, how long running jobs may finish before they are handed back without costing an attempt."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +56,7 @@ def bring_up(config: Config, timeout_s: float, say: Any = click.echo) -> None:
                     supervisor.start_program(program.name)
         else:
             _end_leftovers(config, say)
+            _require_free(config)
             say(f"starting zq in {data_dir}")
             supervisor.start(config, os.environ)
         _wait_ready(config, supervisor, timeout_s, say)
@@ -67,7 +70,11 @@ def take_down(config: Config, say: Any = click.echo) -> None:
         return
     supervisor = Supervisor(data_dir)
     with _one_at_a_time(data_dir):
-        pid = supervisor.pid()
+        try:
+            pid = supervisor.pid()
+        except ControlError as error:
+            say(f"{error}; stopping its programs without it")
+            pid = None
         processes = SystemProcesses(data_dir, pid)
         if not processes.living():
             say(f"nothing to stop: no process of {data_dir} is running")
@@ -76,7 +83,7 @@ def take_down(config: Config, say: Any = click.echo) -> None:
             say(f"stopping zq in {data_dir}")
             supervisor.shut_down()
         else:
-            say(f"supervisord of {data_dir} is gone: ending what it left")
+            say(f"supervisord of {data_dir} is gone: ending what is left")
             _terminate(processes.tops())
         _wait_gone(processes, config, say)
         say("zq is down: no process of it is left")
@@ -105,6 +112,26 @@ def _end_leftovers(config: Config, say: Any) -> None:
         say(f"an earlier supervisord of {config.data_path} is gone; ending what it left")
         _terminate(tops)
         _wait_gone(processes, config, say)
+
+
+def _require_free(config: Config) -> None:
+    """Raises ControlError if somebody else listens where this system is to. Without it, programs would try for long."""
+    host, _, port = config.broker.bind.removeprefix("tcp://").rpartition(":")
+    wanted = [("web.port", config.web.host, config.web.port)]
+    if config.broker.bind.startswith("tcp://") and port.isdigit():
+        wanted.append(("broker.bind and client.broker", host.strip("[]"), int(port)))
+    for key, address, number in wanted:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("" if address == "*" else address, number))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise ControlError(
+                        f"port {number} is in use by another program (another zq?); stop that, or set {key} in zq.toml"
+                    ) from None
+                # A wrong address is the program's own to explain, in its log.
 
 
 def _terminate(keys: Sequence[ProcessKey]) -> None:

@@ -32,6 +32,10 @@ class ControlError(ZqError):
     """Controlling the system failed; the text says what to do."""
 
 
+class _NobodyThere(ControlError):
+    """Nobody listens on the socket."""
+
+
 class Program(NamedTuple):
     """One program as supervisord sees it."""
 
@@ -110,10 +114,10 @@ class Supervisor:
         self.socket_path = data_dir / "supervisor.sock"
 
     def pid(self) -> int | None:
-        """The pid of supervisord; None when none answers."""
+        """The pid of supervisord; None when none is there. One that is there and does not answer is a ControlError."""
         try:
             return int(self._call("supervisor.getPID"))
-        except ControlError:
+        except _NobodyThere:
             return None
 
     def start(self, config: Config, environ: Mapping[str, str]) -> None:
@@ -190,6 +194,8 @@ class Supervisor:
             return xmlrpc.client.loads(body)[0][0]
         except xmlrpc.client.Fault as fault:
             raise ControlError(f"supervisord: {fault.faultString}") from None
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise _NobodyThere(f"no supervisord listens on {self.socket_path}: {error}") from None
         except (OSError, http.client.HTTPException, ValueError, ExpatError) as error:
             raise ControlError(f"supervisord does not answer on {self.socket_path}: {error}") from None
         finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker.process import Broker, Connect, connecting, running
 from zq.broker.journal import Journal, MemoryJournal
 from zq.broker.lmdb_journal import LmdbJournal
 
@@ -32,3 +33,15 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
     yield memory if request.param == "memory" else lmdb
     if opened:
         opened[-1].close()
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    with connecting() as new:
+        yield new
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with running(Broker(tmp_path / "var")) as started:
+        yield started

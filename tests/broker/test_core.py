@@ -108,7 +108,7 @@ def test_a_worker_that_joins_is_given_nothing_before_its_resume(zq: Harness) -> 
     hello = m.Hello(1, 1, Role.WORKER, "w", bytes(16), [m.QueueSlots("q", 1)])
     session = one(zq.say("w", hello), m.Welcome).session
     refusal = one(zq.say("w", m.Credit(session, [m.QueueSlots("q", 1)])), m.Refusal)
-    assert refusal.code is Code.UNEXPECTED
+    assert refusal.code is Code.UNKNOWN_SESSION, "it must begin anew: a RESUME that was lost would leave it deaf"
     assert zq.state(job_id_from("a")) is State.READY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.broker.conftest import Reopen
-from zq.broker.journal import Journal, JournalRefused, Step
+from zq.broker.check import check
+from zq.broker.journal import Journal, JournalError, JournalRefused, Step
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, new_row, queue_prefix, state_prefix
 from zq.protocol.job import JobSpec, Outcome, State, digest, encode_spec, job_id_from
@@ -188,4 +190,60 @@ def test_a_crash_while_it_was_made_leaves_nothing_in_the_way(tmp_path: Path) -> 
     (torn / "data.mdb").write_bytes(b"\0" * 4096)
     journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
     assert journal.epoch == 1
+    journal.close()
+
+
+def test_rows_come_page_by_page_and_the_totals_agree(reopen: Reopen) -> None:
+    journal = reopen()
+    steps = [accept(n, key=f"k{n}" if n < 3 else "") for n in range(1, 8)]
+    journal.commit(steps, 5000)
+    running = run(row_of(steps[0]))
+    journal.commit([Step(row_of(steps[0]), running)], 5000)
+    journal.commit([finish(running)], 5000)
+    journal = reopen()
+    found: list[JobRow] = []
+    while page := journal.rows(found[-1].id if found else b"", 3):
+        assert len(page) <= 3
+        found += page
+    assert [row.id for row in found] == sorted(row_of(step).id for step in steps)
+    totals = journal.totals()
+    assert (totals.rows, totals.specs, totals.attempts, totals.results, totals.keys) == (7, 7, 1, 1, 1)
+    assert totals.indexes == dict.fromkeys(Index, 0) | {Index.READY: 6, Index.STATE: 1}
+    assert check(journal) == []
+
+
+def test_a_disk_that_fails_while_it_is_opened_is_not_a_journal_to_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20).close()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb, "open", full)
+        with pytest.raises(JournalError, match="is full or fails"):
+            LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20)
+    LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 20).close()
+
+
+def test_pages_that_a_killed_reader_held_are_used_again(tmp_path: Path) -> None:
+    journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 28)
+    journal.commit([accept(1)], 1000)
+    program = (
+        "import sys, os, signal; from pathlib import Path; from zq.broker.lmdb_view import open_to_read\n"
+        "with open_to_read(Path(sys.argv[1]), shared=True) as reader:\n"
+        "    reader.rows(b'', 1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "journal")], check=False)
+
+    def grow() -> int:
+        before = journal.size_bytes()
+        for _ in range(300):
+            journal.commit([], 1000)
+        return journal.size_bytes() - before
+
+    assert grow() > 100 * 4096, "the dead reader holds nothing: this test shows nothing"
+    journal.drop_dead_readers()
+    assert grow() < 10 * 4096
     journal.close()

@@ -1,134 +1,23 @@
-"""The real broker process: receipts survive kill -9, the journal's failure ends it, strangers get nothing."""
+"""The real broker process: receipts survive kill -9, strangers get nothing. Its disk: see tests/durability."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
 
 import zq.protocol.messages as m
+from tests.broker.process import Broker, Connect, job, running
 from zq.keys import KeyFile, load_key_file, new_key, revoke
-from zq.protocol import codec
 from zq.protocol.errors import Code
 from zq.protocol.job import JobSpec, encode_spec, job_id_from, new_job_id
-from zq.protocol.messages import BrokerMessage, PeerMessage, ReceiptStatus, Role
-
-DEADLINE_MS = 20_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Broker:
-    """`python -m zq.broker` on a port and a folder of its own."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        self.folder = folder
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
-        self.environment = {**clean, "ZQ_DATA_DIR": str(folder), "ZQ_BROKER_BIND": self.address, **environment}
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *before: str) -> None:
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "zq.broker"], env=self.environment, stderr=subprocess.PIPE, text=True
-        )
-
-    def end(self, number: int) -> tuple[int, str]:
-        """Send a signal and wait; the exit code and what was logged."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> tuple[int, str]:
-        assert self.process is not None
-        _, log = self.process.communicate(timeout=DEADLINE_MS / 1000)
-        return self.process.returncode, log
-
-
-class Peer:
-    """A DEALER that speaks one message at a time."""
-
-    def __init__(self, context: zmq.Context[Any], address: str, key: KeyFile | None = None) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        if key is not None:
-            self.socket.setsockopt(zmq.CURVE_SERVERKEY, key.server_key)
-            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public_key)
-            self.socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret_key)
-        self.socket.connect(address)
-
-    def send(self, message: PeerMessage) -> None:
-        self.socket.send(codec.encode(message))
-
-    def hear(self, timeout_ms: int = DEADLINE_MS) -> BrokerMessage | None:
-        if not self.socket.poll(timeout_ms):
-            return None
-        return codec.decode_from_broker(self.socket.recv())
-
-    def ask(self, message: PeerMessage) -> Any:
-        self.send(message)
-        return self.hear()
-
-    def hello(self, role: Role = Role.ADMIN, queues: list[m.QueueSlots] | None = None) -> Any:
-        return self.ask(m.Hello(1, 1, role, "peer", bytes(16), queues or []))
-
-
-Connect = Callable[..., Peer]
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """connect(address, key=None) → a Peer; all are closed in the end."""
-    context: zmq.Context[Any] = zmq.Context()
-    peers: list[Peer] = []
-
-    def new(address: str, key: KeyFile | None = None) -> Peer:
-        peers.append(Peer(context, address, key))
-        return peers[-1]
-
-    yield new
-    for peer in peers:
-        peer.socket.close()
-    context.term()
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with running(Broker(tmp_path / "var")) as started:
-        yield started
-
-
-@contextmanager
-def running(broker: Broker) -> Iterator[Broker]:
-    broker.start()
-    try:
-        yield broker
-    finally:
-        if broker.process is not None and broker.process.poll() is None:
-            broker.process.kill()
-            broker.wait()
-        elif broker.process is not None and broker.process.stderr is not None:
-            broker.process.stderr.close()
-
-
-def job(name: str) -> bytes:
-    return encode_spec(JobSpec(job_id_from(name), "t", "q"))
+from zq.protocol.messages import ReceiptStatus, Role
 
 
 def test_a_job_with_a_receipt_survives_kill_9_right_after_it(broker: Broker, connect: Connect) -> None:
@@ -232,36 +121,6 @@ def test_a_configuration_that_cannot_work_is_said_and_not_tried_again(
     code, log = broker.wait()
     assert code == 78
     assert said in log
-
-
-def test_when_the_journal_fails_not_one_more_word_is_said(tmp_path: Path, connect: Connect) -> None:
-    """I13: an injected EIO of fdatasync; LMDB itself would go on as if nothing had happened."""
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed: no error can be injected into fdatasync (apt install strace)")
-    if subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("ptrace is forbidden here: no error can be injected into fdatasync")
-    broker = Broker(tmp_path / "var")
-    broker.start(strace, "-f", "-qq", "-o", "/dev/null", "-e", "inject=fdatasync:error=EIO:when=10+")
-    peer = connect(broker.address)
-    session = peer.hello().session
-    accepted = []
-    for number in range(40):
-        peer.send(m.Submit(session, number, [job(str(number))]))
-        answer = peer.hear(3000)
-        if answer is None:
-            break
-        assert isinstance(answer, m.Receipts)
-        accepted.append(job_id_from(str(number)))
-    code, log = broker.wait()
-    assert code == 74
-    assert "the journal failed" in log
-    assert 0 < len(accepted) < 40
-    with running(broker):
-        peer = connect(broker.address)
-        session = peer.hello().session
-        for job_id in accepted:
-            assert isinstance(peer.ask(m.AskJob(session, 1, job_id)), m.JobDetail)
 
 
 # ---------------------------------------------------------------------------------------------- CURVE

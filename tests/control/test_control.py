@@ -239,6 +239,15 @@ def test_a_program_that_no_restart_can_mend_is_tried_once_and_its_reason_shown(t
         assert system.zq("down").returncode == 0
 
 
+def test_a_port_that_is_taken_is_said_at_once_and_nothing_is_started(tmp_path: Path) -> None:
+    system = System(tmp_path)
+    with socket.create_server(("127.0.0.1", system.config.web.port)):
+        up = system.zq("up")
+    assert up.returncode == 1
+    assert f"port {system.config.web.port} is in use" in up.stderr
+    assert system.processes() == []
+
+
 @pytest.mark.parametrize("text", ['[web]\nprot = 1\n', '[web]\nport = "x"\n', "="])
 def test_a_wrong_configuration_starts_nothing_and_is_code_78(tmp_path: Path, text: str) -> None:
     system = System(tmp_path)

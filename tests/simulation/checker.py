@@ -97,10 +97,7 @@ class Checker:
             return
         key = row.concurrency_key
         running = [r for r in journal._rows.values() if r.concurrency_key == key and r.state is State.RUNNING]
-        demand(len(running) <= 2, "a concurrency key runs more jobs than any of its limits")
-        if row.concurrency_limit == 1:
-            others = [r for r in running if r.seq < row.seq and r.started_ms < row.started_ms]
-            demand(not others, "a job of limit 1 was let in beside another")
+        demand(len(running) <= row.concurrency_limit, "more jobs of one concurrency key run than its limit")
 
     def started(self, job_id: bytes, attempt: int, token: int) -> None:
         starts = self.starts[job_id]

@@ -18,7 +18,7 @@ from zq.broker.records import JobRow
 from zq.broker.sessions import Session
 from zq.protocol.job import ENDED
 
-SEEDS = range(12)
+SEEDS = range(60)
 
 
 def without_fence(patch: pytest.MonkeyPatch) -> None:

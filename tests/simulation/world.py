@@ -454,6 +454,7 @@ class SimClient:
         self._left -= 1
         self._request += 1
         chosen = world.random
+        concurrency_key = chosen.choice(["", "", "c1", "c2"])
         spec = JobSpec(
             id=chosen.randbytes(16),
             task="t",
@@ -465,8 +466,8 @@ class SimClient:
             backoff_ms=chosen.choice([0, 50, 1000]),
             key=chosen.choice(["", "", "", "k1", "k2"]),
             key_policy=chosen.choice(list(KeyPolicy)),
-            concurrency_key=chosen.choice(["", "", "c1", "c2"]),
-            concurrency_limit=chosen.randint(1, 2),
+            concurrency_key=concurrency_key,
+            concurrency_limit=2 if concurrency_key == "c2" else 1,
             tags=chosen.choice([(), (), (), ("gpu",)]),
         )
         data = encode_spec(spec)

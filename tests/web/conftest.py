@@ -34,7 +34,7 @@ def free_port() -> int:
         return port
 
 
-def write_config(folder: Path, broker_port: int, web: str = "", client: str = "timeout_s = 5") -> Path:
+def write_config(folder: Path, broker_port: int, web: str = "", client: str = "timeout_s = 20") -> Path:
     path = folder / "zq.toml"
     address = f"tcp://127.0.0.1:{broker_port}"
     path.write_text(

@@ -62,6 +62,14 @@ def test_an_exam_is_made_once_and_listed(api: Api) -> None:
     assert detail["counts"] == {"pending": 3, "online": 0, "offline": 0, "logout": 0}
 
 
+def test_a_whole_exam_of_students_in_one_call(api: Api) -> None:
+    students = [{"id": f"2026{number:06}", "name": "欧阳娜娜"} for number in range(5000)]
+    assert make_exam(api, students=students).json()["students_added"] == 5000
+    assert "5000" in problem(make_exam(api, students=[*students, {"id": "x"}]), 422)["detail"]
+    page = api("GET", "/v1/exams/math").json()
+    assert (len(page["students"]), page["counts"]["pending"]) == (1000, 5000)
+
+
 def test_lists_of_exams_and_students_go_on(api: Api) -> None:
     for number in range(3):
         make_exam(api, id=f"e{number}", start=1_000_000 * (number + 1), end=10_000_000)
@@ -135,7 +143,12 @@ def test_heartbeats_are_written_without_being_asked(api: Api) -> None:
 def test_the_last_heartbeats_are_written_when_the_server_stops(tmp_path: Path, broker_port: int) -> None:
     api = Api(load(write_config(tmp_path, broker_port)))
     make_exam(api)
-    api("POST", f"{STUDENT}/heartbeat")
+    api.services.stopping.set()
+    api("POST", "/v1/exams/math/students/s2/heartbeat")
+    deadline = time.monotonic() + 10
+    while api("GET", "/v1/exams/math/students/s2").json()["status"] != "online":
+        assert time.monotonic() < deadline
+    api("POST", f"{STUDENT}/heartbeat")  # of a request that was under way
     config = api.services.config
     api.close()
     store = ExamStore(config.database_url, config.exams.time_zone)

@@ -21,7 +21,7 @@ from zq.web import server
 from zq.web.connection import LINGER_S
 
 HEADER_S = 1.0
-BODY_S = 1.0
+BODY_S = 3.0
 CONNECTIONS = 20
 SEGMENT_BYTES_MAX = 48 << 20
 
@@ -80,12 +80,15 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_header_that_does_not_come_is_cut_off(web: Server) -> None:
-    for sent in (b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "):
-        began = time.monotonic()
-        with web.connect() as connection:
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(web.connect()) for _ in range(3)]
+        halves = (b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        for connection, sent in zip(connections, halves, strict=True):
             connection.sendall(sent)
+        for connection in connections:
             assert answer(connection)[0] == 408
-        assert HEADER_S * 0.8 < time.monotonic() - began < HEADER_S + 3
+            assert HEADER_S * 0.8 < time.monotonic() - began < HEADER_S + 3
 
 
 def test_a_trickle_does_not_extend_the_deadline(web: Server) -> None:
@@ -113,12 +116,13 @@ def test_the_second_request_of_a_connection_has_the_same_deadline(web: Server) -
 
 
 def test_half_a_body_is_cut_off(web: Server) -> None:
-    for method, path, kind in [
-        ("POST", "/v1/jobs", "application/json"), ("PUT", "/v1/exams/e/students/s/segments/half.webm", "video/webm")
-    ]:  # fmt: skip
-        with web.connect() as connection:
+    halves = [("POST", "/v1/jobs", "application/json"), ("PUT", "/v1/exams/e/students/s/segments/half.webm", "x/y")]
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(web.connect()) for _ in halves]
+        began = time.monotonic()
+        for connection, (method, path, kind) in zip(connections, halves, strict=True):
             connection.sendall(web.head(method, path, "Content-Length: 1000", f"Content-Type: {kind}") + b"x" * 500)
-            began = time.monotonic()
+        for connection in connections:
             assert answer(connection)[0] == 408
             assert BODY_S * 0.8 < time.monotonic() - began < BODY_S + LINGER_S + 3
     assert list((web.folder / "var" / "exams").rglob("*half*")) == []
@@ -141,32 +145,41 @@ def test_a_client_that_hangs_up_leaves_nothing_and_says_nothing(web: Server) -> 
 
 
 def test_a_body_that_is_declared_too_large_is_refused_before_it_comes(web: Server) -> None:
-    path = "/v1/exams/e/students/s/segments/big.webm"
-    with web.connect() as connection:
-        connection.sendall(web.head("PUT", path, f"Content-Length: {SEGMENT_BYTES_MAX + 1}", "Expect: 100-continue"))
-        assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+    segment = ("PUT", "/v1/exams/e/students/s/segments/big.webm", SEGMENT_BYTES_MAX)
+    for method, path, most in (segment, ("POST", "/v1/jobs", 1 << 20), ("POST", "/v1/exams/e/students/s/finish", 4096)):
+        with web.connect() as connection:
+            length = f"Content-Length: {most + 1}"
+            connection.sendall(
+                web.head(method, path, length, "Content-Type: application/json", "Expect: 100-continue")
+            )
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_is_too_large_in_pieces_is_refused_while_it_comes(web: Server) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/v1/exams/e/students/s/segments/endless.webm"), ("POST", "/v1/jobs")]
+)
+def test_a_body_that_is_too_large_in_pieces_is_refused_while_it_comes(web: Server, method: str, path: str) -> None:
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     refused = threading.Event()
     with web.connect() as connection:
+
         def send() -> None:
             with contextlib.suppress(OSError):
                 connection.sendall(
-                    web.head("PUT", "/v1/exams/e/students/s/segments/endless.webm", "Transfer-Encoding: chunked")
+                    web.head(method, path, "Content-Type: application/json", "Transfer-Encoding: chunked")
                 )
-                for _ in range(1 << 20):  # 64 GiB, were it not refused
+                for _ in range(SEGMENT_BYTES_MAX >> 15):  # twice what is allowed, were it not refused
                     connection.sendall(chunk)
                     if refused.is_set():
                         return
+                connection.sendall(b"0\r\n\r\n")
 
         sender = threading.Thread(target=send)
         sender.start()
         first = connection.recv(4096)
+        refused.set()
         assert first.startswith(b"HTTP/1.1 413")
         read_all(connection)
-        refused.set()
         sender.join(20)
         assert not sender.is_alive()
     assert list((web.folder / "var" / "exams").rglob("*endless*")) == []

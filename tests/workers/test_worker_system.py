@@ -22,7 +22,7 @@ from zq.client.sync import Client
 from zq.config import load
 from zq.keys import new_key
 from zq.protocol.job import Outcome, State
-from zq.protocol.messages import JobDetail
+from zq.protocol.messages import JobDetail, QueueSlots
 
 HERE = Path(__file__).parent
 DEADLINE_S = 30.0
@@ -151,8 +151,8 @@ def test_jobs_run_and_idle_workers_leave_at_once(system: System) -> None:
     system.broker()
     worker = system.worker()
     assert system.submit("add", 2, 3).result(timeout_s=DEADLINE_S) == 5
-    [info] = system.client.workers()
-    assert (info.instance, info.queues[0].queue, info.queues[0].slots) == (system.host, "q", 2)
+    wait_until(lambda: [info.queues for info in system.client.workers()] == [[QueueSlots("q", 2)]])
+    assert system.client.workers()[0].instance == system.host
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(5) == 0
     assert system.client.workers() == []
@@ -255,6 +255,25 @@ def test_still_mine_waits_for_a_broker_that_is_away(system: System) -> None:
     assert not (system.folder / "answered").exists()
     system.broker()
     assert job.result(timeout_s=DEADLINE_S) == 1
+
+
+def test_a_worker_frozen_past_its_lease_changes_nothing(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZQ_BROKER_SESSION_TIMEOUT_S", "0.7")
+    system.broker()
+    frozen = system.worker()
+    job = system.submit("wait_for_file", str(system.folder))
+    system.started(1)
+    frozen.send_signal(signal.SIGSTOP)
+    system.start("zq.workers", "--queue", "q", "--name", f"{system.host}-2")
+    system.started(2)
+    system.go()
+    assert job.result(timeout_s=DEADLINE_S) == 2
+    frozen.send_signal(signal.SIGCONT)
+    wait_until(lambda: "it is not ours now" in system.log())
+    assert job.result(timeout_s=0) == 2
+    assert [attempt.outcome for attempt in system.detail(job).attempts] == [Outcome.LOST, Outcome.DONE]
+    # And it works again.
+    assert {system.submit("add", n, 1).result(timeout_s=DEADLINE_S) for n in range(6)} == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_drain_hands_back_without_costing_an_attempt(system: System) -> None:

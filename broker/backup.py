@@ -1,0 +1,110 @@
+"""Copies of the journal: a backup from under a running broker, and putting one in the journal's place.
+
+A backup is a folder with one LMDB file, as compact as LMDB makes it. It is checked before it gets its name, and a
+damaged one is never put in place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lmdb
+
+from zq.broker.check import check
+from zq.broker.journal import JournalRefused
+from zq.broker.lmdb_journal import begin_new, lock, put_in_place, raise_epoch, sync_folder
+from zq.broker.lmdb_view import LmdbReader, open_to_read
+
+EPOCHS_SKIPPED = 1000
+"""Restarts of the broker between a backup and its restore that are allowed for: the tokens and session ids which they
+gave out must never be given out again, or a worker of then could speak for a job of now."""
+
+
+def back_up(journal: Path, destination: Path) -> int:
+    """Copy the journal, as it is now, to the new folder `destination`; how many jobs it has.
+
+    A broker may be running: LMDB gives a reader one state for as long as it reads, and the broker's file grows a
+    little meanwhile. Raises JournalRefused; then there is no `destination`.
+    """
+    if destination.exists():
+        raise JournalRefused(f"{destination} exists; name a new folder")
+    with _private(), _explained(destination):
+        new = begin_new(destination)
+        with open_to_read(journal, shared=True) as reader:
+            reader.copy_to(new)
+        with open_to_read(new, shared=False) as copy:
+            _refuse_damaged(journal, copy)
+            jobs = copy.totals().rows
+        _sync_file(new / "data.mdb")
+        put_in_place(new, destination)
+    return jobs
+
+
+def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) -> Path | None:
+    """Put a copy of `backup` in the journal's place. No broker may run.
+
+    With `force`, a journal that is there is moved aside; the answer says where to. Raises JournalRefused, and then
+    nothing has changed.
+    """
+    with _private(), _explained(journal):
+        journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = lock(journal)
+        try:
+            if journal.exists() and not force:
+                raise JournalRefused(f"there is a journal in {journal}; --force moves it aside and keeps it")
+            new = begin_new(journal)
+            with open_to_read(backup, shared=(backup / "lock.mdb").exists()) as reader:
+                _refuse_damaged(backup, reader)
+                reader.copy_to(new)
+            raise_epoch(new, EPOCHS_SKIPPED, map_size_bytes)
+            _sync_file(new / "data.mdb")
+            aside = None
+            if journal.exists():
+                aside = journal.with_name(f"{journal.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+                journal.rename(aside)
+            put_in_place(new, journal)
+        finally:
+            os.close(held)
+    return aside
+
+
+def _refuse_damaged(folder: Path, reader: LmdbReader) -> None:
+    problems = check(reader, problems_max=3)
+    if problems:
+        raise JournalRefused(f"the journal in {folder} is damaged: {'; '.join(problems)}")
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """LMDB makes the files of a copy readable for everybody unless the umask says otherwise."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        # What was begun is of no use, and may be what has filled the disk.
+        shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
+        if isinstance(error, OSError | lmdb.Error):
+            raise JournalRefused(f"{folder} cannot be written: {error}") from error
+        raise
