@@ -11,7 +11,7 @@ from msgspec.structs import force_setattr, replace
 
 from zq.broker.journal import Counts, Step, View, apply_counts
 from zq.broker.records import AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
-from zq.protocol.job import Cause, JobSpec, State, check_transition
+from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
 
 _DETAIL_CHARS = 200
 """Of an error in an event; the attempt has all of it."""
@@ -100,10 +100,13 @@ class Book:
             detail[:_DETAIL_CHARS],
         )  # fmt: skip
 
-    def forget(self, row: JobRow) -> None:
-        """Drop a job whose retention is over."""
-        assert row.state not in (State.SCHEDULED, State.READY, State.RUNNING)
+    def forget(self, row: JobRow) -> bool:
+        """Drop an ended job. False, and nothing done, if it has changed in this very batch: a later one may."""
+        assert row.state in ENDED
+        if row.id in self._steps:
+            return False
         self._record(Step(row, None))
+        return True
 
     def _record(self, step: Step) -> None:
         row = step.after or step.before

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from zq.broker.records import AttemptRow, EventRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
-from zq.protocol.job import State
+from zq.protocol.job import ENDED, State
 
 
 class JournalError(Exception):
@@ -148,6 +148,9 @@ def apply_counts(counts: dict[str, Counts], step: Step) -> str | None:
     """Adjust the counts for one step; the name of the queue that changed. Forgetting a job changes no count."""
     row = step.after
     if row is None:
+        # A joined step from a live state to nothing would not say in which state the job ended.
+        assert step.before is not None
+        assert step.before.state in ENDED, "only ended jobs are forgotten"
         return None
     queue = counts.get(row.queue)
     if queue is None:

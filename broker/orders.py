@@ -71,7 +71,8 @@ class Orders:
             return m.Change(job_id, Code.NOT_FOUND, None)
         if row.state not in ENDED:
             return m.Change(job_id, Code.NOT_ALLOWED, row.state)
-        self._book.forget(row)
+        if not self._book.forget(row):
+            return m.Change(job_id, Code.BUSY, row.state)
         return m.Change(job_id, None, None)
 
     def set_queue(self, order: m.SetQueue) -> None:

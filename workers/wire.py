@@ -41,6 +41,7 @@ class Wire:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
+        self._broken: LinkBroken | None = None
         self.changes = 0
         """How often `sockets` has changed."""
 
@@ -72,6 +73,7 @@ class Wire:
         if self._monitor is not None:
             self._monitor.close(linger=0)
         self._socket = self._monitor = None
+        self._broken = None
 
     def end(self) -> None:
         """Close for good; waits up to LINGER_MS for what has not left yet."""
@@ -88,26 +90,25 @@ class Wire:
         return None
 
     def receive(self) -> Iterator[BrokerMessage | LinkBroken]:
-        """What has come, a bounded number; stops when the socket is closed meanwhile."""
+        """What has come, a bounded number, and last of all that the connection broke. Stops when it is closed."""
         sock = self._socket
-        for _ in range(FRAMES_PER_ROUND):
-            if sock is None or sock is not self._socket:
-                return
+        # First: what came before the break can then be read, and all of it is (RCVHWM bounds it).
+        self._broken = self._broken or self._take_break()
+        frames = 0
+        while sock is not None and sock is self._socket and (self._broken is not None or frames < FRAMES_PER_ROUND):
             try:
                 frame = sock.recv(zmq.DONTWAIT)
             except zmq.Again:
                 break
+            frames += 1
             try:
                 message = codec.decode_from_broker(frame)
             except WireError as error:
                 _logger.error("the broker sent what cannot be read: %s", error)
                 continue
             yield message
-        else:
-            return
-        # Only when everything that came before the break has been read.
-        if sock is not None and sock is self._socket and (broken := self._take_break()) is not None:
-            yield broken
+        if self._broken is not None and sock is self._socket:
+            yield self._broken
 
     def _take_break(self) -> LinkBroken | None:
         with contextlib.suppress(zmq.Again):

@@ -1,0 +1,148 @@
+"""What this machine allows, measured beside the systems: no job system that keeps its word can be faster."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import zmq
+
+from benchmarks.figures import percentile
+
+_MESSAGE: Final = b"m" * 120
+"""About what a SUBMIT with one small job weighs."""
+_VALUE: Final = b"v" * 256
+_IN_FLIGHT: Final = 50
+_BATCH: Final = 50
+"""Jobs in one message of the batched echo."""
+
+
+def measure(folder: Path, seconds: float) -> dict[str, float]:
+    """Every limit, each for `seconds`."""
+    folder.mkdir()
+    found = {"fdatasync_per_s": _fdatasync(folder / "synced", seconds)}
+    for group in (1, 100, 1000):
+        found[f"lmdb_{group}_per_s"] = _lmdb(folder / f"lmdb-{group}", group, seconds)
+    found |= _zmq(seconds)
+    return found | derived(found)
+
+
+def derived(found: dict[str, float]) -> dict[str, float]:
+    """One confirmed submit at a time is one round trip and one commit; nothing of the two can overlap."""
+    turn_s = found["zmq_round_trip_us"] / 1e6 + 1 / found["lmdb_1_per_s"]
+    return {"confirmed_limit_per_s": 1 / turn_s}
+
+
+def _rate(turn: Callable[[], None], seconds: float, per_turn: int = 1) -> float:
+    start_s = now_s = time.perf_counter()
+    count = 0
+    while now_s - start_s < seconds:
+        turn()
+        count += per_turn
+        now_s = time.perf_counter()
+    return count / (now_s - start_s)
+
+
+def _fdatasync(path: Path, seconds: float) -> float:
+    """4 KiB over the same place, synced: what one commit costs at least."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, bytes(1 << 20), 0)
+        os.fsync(descriptor)
+
+        def turn() -> None:
+            os.pwrite(descriptor, bytes(4096), 0)
+            os.fdatasync(descriptor)
+
+        return _rate(turn, seconds)
+    finally:
+        os.close(descriptor)
+
+
+def _lmdb(folder: Path, group: int, seconds: float) -> float:
+    """Records of 256 bytes with one index entry each, `group` of them in a commit that is synced."""
+    folder.mkdir(mode=0o700)
+    env = lmdb.open(str(folder), map_size=1 << 32, max_dbs=2, lib_version=0)
+    rows, index = env.open_db(b"rows"), env.open_db(b"index")
+    numbers = itertools.count(1)
+
+    def turn() -> None:
+        with env.begin(write=True) as txn:
+            for number in itertools.islice(numbers, group):
+                key = struct.pack(">QQ", number, number)
+                txn.put(key, _VALUE, db=rows)
+                txn.put(key + b"index", key, db=index)
+
+    try:
+        return _rate(turn, seconds, group)
+    finally:
+        env.close()
+
+
+def _zmq(seconds: float) -> dict[str, float]:
+    """DEALER and ROUTER over TCP, the echo in another process, as broker and client are."""
+    echo = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        assert echo.stdout is not None
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(echo.stdout.readline().strip())
+        dealer.send(_MESSAGE)
+        dealer.recv()
+        times_us: list[float] = []
+
+        def round_trip() -> None:
+            start_ns = time.perf_counter_ns()
+            dealer.send(_MESSAGE)
+            dealer.recv()
+            times_us.append((time.perf_counter_ns() - start_ns) / 1000)
+
+        _rate(round_trip, seconds)
+        pipelined = _pipelined(dealer, _MESSAGE, seconds)
+        batched = _pipelined(dealer, _MESSAGE * _BATCH, seconds) * _BATCH
+        return {
+            "zmq_round_trip_us": percentile(times_us, 50),
+            "zmq_round_trip_p99_us": percentile(times_us, 99),
+            "zmq_echo_per_s": pipelined,
+            "zmq_batched_jobs_per_s": batched,
+        }
+    finally:
+        echo.kill()
+        echo.wait()
+        if echo.stdout is not None:
+            echo.stdout.close()
+        context.destroy(linger=0)
+
+
+def _pipelined(dealer: zmq.Socket[bytes], message: bytes, seconds: float) -> float:
+    for _ in range(_IN_FLIGHT):
+        dealer.send(message)
+
+    def turn() -> None:
+        dealer.recv()
+        dealer.send(message)
+
+    rate = _rate(turn, seconds)
+    for _ in range(_IN_FLIGHT):
+        dealer.recv()
+    return rate
+
+
+def _echo_for_ever() -> None:
+    router: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
+    router.bind("tcp://127.0.0.1:*")
+    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    while True:
+        router.send_multipart(router.recv_multipart())
+
+
+if __name__ == "__main__":
+    _echo_for_ever()
