@@ -7,15 +7,23 @@ that is accepted and dispatched in one batch costs the journal one step.
 
 from __future__ import annotations
 
+from msgspec.structs import force_setattr, replace
+
 from zq.broker.journal import Counts, Step, View, apply_counts
-from zq.broker.records import AttemptRow, JobRow, KeptResult, holds_key, new_row
-from zq.protocol.job import ENDED, Cause, JobSpec, check_transition
+from zq.broker.records import AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
+from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
+
+_DETAIL_CHARS = 200
+"""Of an error in an event; the attempt has all of it."""
 
 
 class Book:
     def __init__(self, view: View) -> None:
         self.view = view
         self.seq = view.seq
+        self.last_event = view.last_event
+        self.facts: dict[str, bytes] = {}
+        """Settings that wait for the commit."""
         self.counts: dict[str, Counts] = view.counts()
         self._steps: dict[bytes, Step] = {}
         self._keys: dict[str, bytes | None] = {}
@@ -53,7 +61,8 @@ class Book:
         self.seq += 1
         row = new_row(spec, len(spec_bytes), digest, self.seq, now_ms)
         check_transition(None, Cause.ACCEPT, row.state)
-        self._record(Step(None, row, spec=spec_bytes))
+        event = self._event(row, 0, Cause.ACCEPT, now_ms, "")
+        self._record(Step(None, row, spec=spec_bytes, events=(event,)))
         return row
 
     def move(
@@ -61,26 +70,43 @@ class Book:
         before: JobRow,
         after: JobRow,
         cause: Cause,
+        now_ms: int,
         *,
+        detail: str = "",
         attempt: AttemptRow | None = None,
         result: KeptResult | None = None,
     ) -> JobRow:
         """One legal step of a job. Raises IllegalTransition for any other, and changes nothing then."""
         check_transition(before.state, cause, after.state)
-        self._record(Step(before, after, attempts=(attempt,) if attempt is not None else (), result=result))
+        event = self._event(after, before.event, cause, now_ms, detail)
+        attempts = (attempt,) if attempt is not None else ()
+        self._record(Step(before, after, attempts=attempts, result=result, events=(event,)))
         return after
 
-    def note(self, before: JobRow, after: JobRow) -> JobRow:
-        """Change a fact of a job that keeps its state (such as: cancelling it was asked)."""
-        assert before.state is after.state
-        self._record(Step(before, after))
+    def admit(self, row: JobRow) -> JobRow:
+        """Let a waiting job in under its concurrency key: no step of its life, so no event."""
+        assert row.state is State.READY
+        assert not row.admitted
+        after = replace(row, admitted=True)
+        self._record(Step(row, after))
         return after
 
-    def forget(self, row: JobRow) -> None:
-        """Drop a job whose retention is over. One that has changed in this very batch is left for a later one."""
+    def _event(self, row: JobRow, before: int, cause: Cause, now_ms: int, detail: str) -> EventRow:
+        self.last_event += 1
+        # The row was made for this very step and nobody has seen it yet; a second copy would cost a microsecond.
+        force_setattr(row, "event", self.last_event)
+        return EventRow(
+            self.last_event, before, now_ms, row.id, row.queue, row.task, cause, row.state, row.attempt, row.worker,
+            detail[:_DETAIL_CHARS],
+        )  # fmt: skip
+
+    def forget(self, row: JobRow) -> bool:
+        """Drop an ended job. False, and nothing done, if it has changed in this very batch: a later one may."""
         assert row.state in ENDED
-        if row.id not in self._steps:
-            self._record(Step(row, None))
+        if row.id in self._steps:
+            return False
+        self._record(Step(row, None))
+        return True
 
     def _record(self, step: Step) -> None:
         row = step.after or step.before
@@ -98,6 +124,7 @@ class Book:
                 spec=earlier.spec,
                 attempts=earlier.attempts + step.attempts,
                 result=step.result or earlier.result,
+                events=earlier.events + step.events,
             )
         self._steps[row.id] = step
 
@@ -112,3 +139,4 @@ class Book:
         """The journal has it all: its view is current again."""
         self._steps.clear()
         self._keys.clear()
+        self.facts.clear()

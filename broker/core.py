@@ -5,9 +5,9 @@ The server's duty, which the simulator does too, is one round after the other:
 
     core.receive(...)  for every message that is waiting, then core.advance(now)
     batch = core.batch()
-    journal.commit(batch.steps, now)       durable, or the process ends
-    core.committed()
-    send batch.sends                       only now: replies and dispatches alike
+    journal.commit(batch.steps, now, batch.facts)      durable, or the process ends
+    more = core.committed(now)
+    send batch.sends and more                          only now: replies and dispatches alike
 
 Time is the broker's own, in milliseconds: it never goes backwards, and stands near Unix time (see server.Clock).
 """
@@ -18,22 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec.structs import replace
-
 from zq.broker.book import Book
+from zq.broker.feed import Feed
 from zq.broker.journal import Step, View
 from zq.broker.leases import Lease, Leases
+from zq.broker.orders import Orders
 from zq.broker.queries import Facts, Queries
-from zq.broker.queues import Queues
 from zq.broker.records import Index, JobRow, state_prefix
 from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState
 from zq.broker.submits import Submits
 from zq.broker.waiters import Waiter, Waiters
-from zq.broker.window import Window
+from zq.broker.waiting import WaitingRoom
+from zq.broker.why import why
 from zq.protocol import codec, limits
 from zq.protocol import messages as m
 from zq.protocol.errors import Code
-from zq.protocol.job import ENDED, Cause, State, valid_name
+from zq.protocol.job import ENDED, State, valid_name
 from zq.protocol.messages import BrokerMessage, PeerMessage, Role
 
 FREEZE_MS = 5000
@@ -59,6 +59,7 @@ class Settings:
 @dataclass(frozen=True)
 class Batch:
     steps: list[Step]
+    facts: dict[str, bytes]
     sends: list[tuple[bytes, BrokerMessage]]
     """(peer, message), in order."""
 
@@ -68,25 +69,27 @@ class Core:
         self.settings = settings
         self.epoch = epoch
         self.book = Book(view)
-        self.queues = Queues(view)
+        self.room = WaitingRoom(self.book)
+        self.queues = self.room.queues
         self.sessions = Sessions(epoch)
         self.leases = Leases(self.book, epoch, settings.result_ttl_ms)
-        self.submits = Submits(self.book, self.queues)
+        self.submits = Submits(self.book, self.room)
+        self.orders = Orders(self.book, self.room, self.leases)
+        self.feed = Feed(self.book)
         self.facts = facts if facts is not None else Facts(epoch=epoch, started_ms=now_ms)
-        self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.facts)
+        self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.feed, self.facts)
         self._waiters = Waiters()
-        self._due = Window(lambda after, limit: view.scan(Index.DUE, b"", after, limit))
-        self._expiry = Window(lambda after, limit: view.scan(Index.EXPIRY, b"", after, limit))
         self._sends: list[tuple[bytes, BrokerMessage]] = []
         self._last_ms = now_ms
         self._next_purge_ms = now_ms + PURGE_EVERY_MS
         self._next_check_ms = now_ms
-        self._refilled = False
+        self._again = False
         self._handlers: dict[type, Callable[[Session, Any, int], None]] = {
             m.Bye: self._bye, m.Beat: self._beat, m.Submit: self._submit, m.Credit: self._credit, m.Ack: self._ack,
             m.Resume: self._resume, m.Progress: self._progress, m.Hold: self._hold, m.Cancel: self._cancel,
             m.RetryEnded: self._retry, m.Wait: self._wait, m.AskQueues: self._ask_queues, m.AskJobs: self._ask_jobs,
             m.AskJob: self._ask_job, m.AskWorkers: self._ask_workers, m.AskBroker: self._ask_broker,
+            m.Drop: self._drop, m.SetQueue: self._set_queue, m.AskWhy: self._ask_why, m.AskEvents: self._ask_events,
         }  # fmt: skip
         self._adopt_running(view, now_ms)
 
@@ -119,6 +122,10 @@ class Core:
         if session.role not in roles:
             detail = f"who speaks as {session.role} may not send {type(message).__name__}"
             self._refuse(peer, request, Code.FORBIDDEN, detail)
+        elif session.state is SessionState.JOINING and session.state not in states:
+            # Its RESUME did not arrive. It must begin anew, or it would stay connected and without work for ever.
+            self.unreachable(peer)
+            self._refuse(peer, request, Code.UNKNOWN_SESSION, "RESUME comes before anything else; say HELLO again")
         elif session.state not in states:
             detail = f"{type(message).__name__} in a session that is {session.state.value}"
             self._refuse(peer, request, Code.UNEXPECTED, detail)
@@ -142,8 +149,9 @@ class Core:
         if now_ms >= self._next_purge_ms:
             self._next_purge_ms = now_ms + PURGE_EVERY_MS
             self._purge(now_ms)
-        self._promote(now_ms)
-        self._expire(now_ms)
+        self.room.promote(now_ms)
+        for row in self.room.expire(now_ms):
+            self._notify(row)
         self._dispatch(now_ms)
 
     def unreachable(self, peer: bytes) -> None:
@@ -155,26 +163,20 @@ class Core:
             self._close_session(session)
 
     def batch(self) -> Batch:
-        """What this round has come to. Call committed() when the steps are durable."""
+        """What this round has come to. Call committed() when steps and facts are durable."""
         sends, self._sends = self._sends, []
-        return Batch(self.book.steps, sends)
+        return Batch(self.book.steps, dict(self.book.facts), sends)
 
-    def committed(self) -> None:
+    def committed(self, now_ms: int) -> list[tuple[bytes, BrokerMessage]]:
+        """The journal has it all. Returns what is to be sent after the batch's own: events, to those who wait."""
         self.book.committed()
-        windows = [self._due, self._expiry, *(queue.ready for queue in self.queues.by_name.values())]
-        refilled = [window.refill() for window in windows if window.dry]
-        self._refilled = any(refilled)
+        self._again = self.room.committed()
+        return [(session.peer, events) for session, events in self.feed.committed(now_ms)]
 
     def wake_ms(self) -> int:
         """When advance() has something to do if no message comes: a broker time, at most a second ahead."""
-        if self._refilled:
-            return self._last_ms
-        wake_ms = self._last_ms + 1000
-        for window in (self._due, self._expiry):
-            first = window.first()
-            if first is not None:
-                wake_ms = min(wake_ms, int.from_bytes(first[0][:8], "big"))
-        return wake_ms
+        now_ms = self._last_ms
+        return now_ms if self._again else self.room.wake_ms(now_ms + 1000, now_ms)
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -183,7 +185,7 @@ class Core:
             detail = f"this broker speaks version {m.PROTOCOL_VERSION}; update the older of the two"
             self._refuse(peer, 0, Code.VERSION, detail)
             return
-        names = [hello.instance, *(q.queue for q in hello.queues), *hello.tasks]
+        names = [hello.instance, *(q.queue for q in hello.queues), *hello.tasks, *hello.tags]
         if not all(valid_name(name) for name in names):
             self._refuse(peer, 0, Code.INVALID, "a name has blanks or unprintable characters")
             return
@@ -274,60 +276,20 @@ class Core:
     def _submit(self, session: Session, message: m.Submit, now_ms: int) -> None:
         receipts = []
         for spec_bytes in message.jobs:
-            receipt, row = self.submits.take(session, spec_bytes, now_ms)
+            receipt, replaced = self.submits.take(session, spec_bytes, now_ms)
             receipts.append(receipt)
-            if row is not None:
-                self._enter(row)
+            if replaced is not None:
+                self._notify(replaced)
         self._send(session, m.Receipts(message.request, receipts))
-
-    def _enter(self, row: JobRow) -> None:
-        """A job has come to wait: put it where its time or its turn will find it."""
-        if row.state is State.READY:
-            self.queues.get(row.queue).add(row)
-        else:
-            self._due.add(row.due_ms.to_bytes(8, "big") + row.id, row.id)
-        if row.expires_at_ms:
-            self._expiry.add(row.expires_at_ms.to_bytes(8, "big") + row.id, row.id)
-
-    def _leave(self, row: JobRow) -> None:
-        """The job no longer waits under this row."""
-        if row.state is State.READY:
-            self.queues.get(row.queue).discard(row)
-        else:
-            self._due.discard(row.due_ms.to_bytes(8, "big") + row.id)
-        if row.expires_at_ms:
-            self._expiry.discard(row.expires_at_ms.to_bytes(8, "big") + row.id)
-
-    def _promote(self, now_ms: int) -> None:
-        while (first := self._due.first()) is not None:
-            if int.from_bytes(first[0][:8], "big") > now_ms:
-                return
-            row = self.book.row(first[1])
-            assert row is not None
-            self._leave(row)
-            self._enter(self.book.move(row, replace(row, state=State.READY, due_ms=0), Cause.DUE))
-
-    def _expire(self, now_ms: int) -> None:
-        while (first := self._expiry.first()) is not None:
-            if int.from_bytes(first[0][:8], "big") > now_ms:
-                return
-            row = self.book.row(first[1])
-            assert row is not None
-            self._end_waiting(row, State.EXPIRED, Cause.EXPIRE, "not started in time", now_ms)
-
-    def _end_waiting(self, row: JobRow, state: State, cause: Cause, error: str, now_ms: int) -> None:
-        self._leave(row)
-        self._notify(self.book.move(row, replace(row, state=state, ended_ms=now_ms, error=error, due_ms=0), cause))
 
     def _dispatch(self, now_ms: int) -> None:
         given: dict[int, tuple[Session, list[Lease]]] = {}
         for queue in self.queues.by_name.values():
-            while (first := queue.ready.first()) is not None and (session := queue.next_consumer()) is not None:
-                row = self.book.row(first[1])
-                assert row is not None
-                self._leave(row)
+            while (chosen := queue.next(now_ms)) is not None:
+                row, session = chosen
+                self.room.leave(row)
                 lease = self.leases.grant(row, session, now_ms)
-                queue.served()
+                queue.dispatched(session, now_ms)
                 given.setdefault(session.id, (session, []))[1].append(lease)
         for session, leases in given.values():
             self._send_leases(session, leases)
@@ -352,22 +314,25 @@ class Core:
                 stale.append(word.token)
                 continue
             accepted.append(word.token)
-            self._after(self.leases.end(lease, word, now_ms))
-            self.queues.get(lease.row.queue).offer(session)
+            before = lease.row
+            self._after(before, self.leases.end(lease, word, now_ms))
+            self.queues.get(before.queue).offer(session)
         self._send(session, m.Acked(session.id, accepted, stale))
 
     def _lose(self, lease: Lease, reason: str, now_ms: int) -> None:
-        session = lease.session
-        self._after(self.leases.lose(lease, reason, now_ms))
+        session, before = lease.session, lease.row
+        self._after(before, self.leases.lose(lease, reason, now_ms))
         if session is not None:
-            self.queues.get(lease.row.queue).offer(session)
+            self.queues.get(before.queue).offer(session)
 
-    def _after(self, row: JobRow) -> None:
+    def _after(self, before: JobRow, row: JobRow) -> None:
         """An attempt has ended: the job waits again, or somebody waits for it."""
+        if row.state is not State.READY:  # one that was handed back is still let in by its concurrency key
+            self.room.concurrency.left(before)
         if row.state in ENDED:
             self._notify(row)
         else:
-            self._enter(row)
+            self.room.enter(row)
 
     def _progress(self, session: Session, message: m.Progress, now_ms: int) -> None:
         for item in message.items:
@@ -382,47 +347,31 @@ class Core:
     def _cancel(self, session: Session, message: m.Cancel, now_ms: int) -> None:
         changes = []
         for job_id in message.ids:
-            row = self.book.row(job_id)
-            if row is None or not self._may_touch(session, row):
-                changes.append(m.Change(job_id, Code.NOT_FOUND, None))
-            elif row.state in ENDED:
-                changes.append(m.Change(job_id, None if row.state is State.CANCELLED else Code.NOT_ALLOWED, row.state))
-            elif row.state is State.RUNNING:
-                self._cancel_running(self.leases.by_token[row.token])
-                changes.append(m.Change(job_id, None, State.RUNNING))
-            else:
-                self._end_waiting(row, State.CANCELLED, Cause.CANCEL, "cancelled before it started", now_ms)
-                changes.append(m.Change(job_id, None, State.CANCELLED))
+            change, ended, lease = self.orders.cancel(session, job_id, now_ms)
+            changes.append(change)
+            if ended is not None:
+                self._notify(ended)
+            if lease is not None and lease.session is not None:
+                revoke = m.Revoke(lease.session.id, [lease.token], m.RevokeReason.CANCELLED)
+                self._send(lease.session, revoke)
         self._send(session, m.Changed(message.request, changes))
-
-    def _cancel_running(self, lease: Lease) -> None:
-        """A request: whichever is committed first decides, the worker's word that it has stopped or its result."""
-        self.leases.ask_cancel(lease)
-        if lease.session is not None:
-            self._send(lease.session, m.Revoke(lease.session.id, [lease.token], m.RevokeReason.CANCELLED))
 
     def _retry(self, session: Session, message: m.RetryEnded, now_ms: int) -> None:
-        changes = []
-        for job_id in message.ids:
-            row = self.book.row(job_id)
-            if row is None or not self._may_touch(session, row):
-                changes.append(m.Change(job_id, Code.NOT_FOUND, None))
-            elif row.state not in ENDED or row.state is State.DONE:
-                changes.append(m.Change(job_id, Code.NOT_ALLOWED, row.state))
-            elif row.key and self.book.key_holder(row.key) is not None:
-                changes.append(m.Change(job_id, Code.CONFLICT, row.state))
-            else:
-                # Its attempts do not count any more; its old expiry is behind it.
-                after = replace(
-                    row, state=State.READY, uncounted=row.attempt, ended_ms=0, error="", expires_at_ms=0,
-                    cancel_asked=False, worker="",
-                )  # fmt: skip
-                self._enter(self.book.move(row, after, Cause.OPERATOR_RETRY))
-                changes.append(m.Change(job_id, None, State.READY))
+        changes = [self.orders.retry(session, job_id, now_ms) for job_id in message.ids]
         self._send(session, m.Changed(message.request, changes))
 
-    def _may_touch(self, session: Session, row: JobRow) -> bool:
-        return session.identity is None or session.identity.may_use(row.queue)
+    def _drop(self, session: Session, message: m.Drop, now_ms: int) -> None:
+        changes = [self.orders.drop(session, job_id) for job_id in message.ids]
+        self._send(session, m.Changed(message.request, changes))
+
+    def _set_queue(self, session: Session, message: m.SetQueue, now_ms: int) -> None:
+        if not valid_name(message.queue):
+            self._refuse(session.peer, message.request, Code.INVALID, "no name of a queue")
+        elif message.queue not in self.queues.by_name and len(self.queues.by_name) >= limits.QUEUES_MAX:
+            self._refuse(session.peer, message.request, Code.BUSY, f"there are {limits.QUEUES_MAX} queues already")
+        else:
+            self.orders.set_queue(message)
+            self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
 
     def _purge(self, now_ms: int) -> None:
         """Forget jobs whose retention is over, a few at a time: deletes need free pages too."""
@@ -475,6 +424,18 @@ class Core:
             self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
         else:
             self._send(session, detail)
+
+    def _ask_why(self, session: Session, message: m.AskWhy, now_ms: int) -> None:
+        row = self.book.row(message.job_id)
+        if row is None:
+            self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
+        else:
+            self._send(session, why(message.request, row, self.room, now_ms))
+
+    def _ask_events(self, session: Session, message: m.AskEvents, now_ms: int) -> None:
+        answer = self.feed.ask(session, message, now_ms)
+        if answer is not None:
+            self._send(session, answer)
 
     def _ask_workers(self, session: Session, message: m.AskWorkers, now_ms: int) -> None:
         self._send(session, self.queries.workers(message.request, now_ms))

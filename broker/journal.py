@@ -10,11 +10,11 @@ do this much can be the journal: nothing here is LMDB's own.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
+from zq.broker.records import AttemptRow, EventRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
 from zq.protocol.job import ENDED, State
 
 
@@ -37,6 +37,8 @@ class Step:
     attempts: tuple[AttemptRow, ...] = ()
     """Attempts that ended on the way."""
     result: KeptResult | None = None
+    events: tuple[EventRow, ...] = ()
+    """What happened on the way, in order."""
 
 
 @dataclass(slots=True)
@@ -79,6 +81,21 @@ class View(Protocol):
         """The live job that has this key."""
         ...
 
+    def event(self, number: int) -> EventRow | None: ...
+
+    def events(self, after: int, limit: int) -> list[EventRow]:
+        """Up to `limit` events with larger numbers than `after`, in order, of those that are kept."""
+        ...
+
+    @property
+    def last_event(self) -> int:
+        """The largest event number ever committed."""
+        ...
+
+    def facts(self) -> dict[str, bytes]:
+        """Small durable settings by name."""
+        ...
+
     def scan(
         self, index: Index, prefix: bytes, after: bytes, limit: int, *, backwards: bool = False
     ) -> list[tuple[bytes, bytes]]:
@@ -111,8 +128,12 @@ class Journal(View, Protocol):
         """1 for the first broker on this journal, one more for each further one; durable before it is told."""
         ...
 
-    def commit(self, steps: Sequence[Step], now_ms: int) -> None:
-        """Make the steps durable, all or none. Raises JournalError, after which nothing may be said any more."""
+    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
+        """Make the steps and facts durable, all or none. Raises JournalError; nothing may be said any more then."""
+        ...
+
+    def forget_events(self, kept_max: int, limit: int) -> None:
+        """Drop up to `limit` of the oldest events beyond `kept_max`; durable with the next commit at the latest."""
         ...
 
     def close(self) -> None: ...
@@ -170,6 +191,9 @@ class MemoryJournal:
         self._keys: dict[bytes, bytes] = {}
         self._indexes = {index: _SortedIndex() for index in Index}
         self._counts: dict[str, Counts] = {}
+        self._events: dict[int, EventRow] = {}
+        self._facts: dict[str, bytes] = {}
+        self._last_event = 0
         self._seq = 0
         self._time_ms = 0
         self._epoch = 1
@@ -191,9 +215,10 @@ class MemoryJournal:
     def time_ms(self) -> int:
         return self._time_ms
 
-    def commit(self, steps: Sequence[Step], now_ms: int) -> None:
+    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
         for step in steps:
             self._apply(step)
+        self._facts.update(facts or {})
         self._time_ms = max(self._time_ms, now_ms)
 
     def _apply(self, step: Step) -> None:
@@ -224,6 +249,9 @@ class MemoryJournal:
             self._attempts.setdefault(job_id, {})[attempt.number] = attempt
         if step.result is not None:
             self._results[job_id] = step.result
+        for event in step.events:
+            self._events[event.number] = event
+            self._last_event = max(self._last_event, event.number)
         apply_counts(self._counts, step)
 
     def row(self, job_id: bytes) -> JobRow | None:
@@ -260,6 +288,23 @@ class MemoryJournal:
                 first = max(first, bisect.bisect_right(keys, after))
             chosen = keys[first : min(end, first + limit)]
         return [(key, table.ids[key]) for key in chosen]
+
+    def event(self, number: int) -> EventRow | None:
+        return self._events.get(number)
+
+    def events(self, after: int, limit: int) -> list[EventRow]:
+        return [self._events[number] for number in sorted(n for n in self._events if n > after)[:limit]]
+
+    @property
+    def last_event(self) -> int:
+        return self._last_event
+
+    def facts(self) -> dict[str, bytes]:
+        return dict(self._facts)
+
+    def forget_events(self, kept_max: int, limit: int) -> None:
+        for number in sorted(self._events)[: min(limit, max(0, len(self._events) - kept_max))]:
+            del self._events[number]
 
     def totals(self) -> Totals:
         return Totals(

@@ -70,7 +70,7 @@ class Leases:
             started_ms=now_ms,
             due_ms=0,
         )
-        self._book.move(row, after, Cause.DISPATCH)
+        self._book.move(row, after, Cause.DISPATCH, now_ms)
         lease = Lease(after.token, after, None)
         self.by_token[lease.token] = lease
         self._bind(lease, session)
@@ -170,9 +170,10 @@ class Leases:
             return self._close(lease, _ended(row, State.DEAD, reason, now_ms), Cause.EXHAUST, attempt)
         return self._close(lease, _scheduled(row, now_ms, reason), Cause.LOSE, attempt)
 
-    def ask_cancel(self, lease: Lease) -> None:
+    def ask_cancel(self, lease: Lease, by: str, now_ms: int) -> None:
         if not lease.row.cancel_asked:
-            lease.row = self._book.note(lease.row, replace(lease.row, cancel_asked=True))
+            after = replace(lease.row, cancel_asked=True)
+            lease.row = self._book.move(lease.row, after, Cause.CANCEL_ASKED, now_ms, detail=by)
 
     def _attempt(self, row: JobRow, outcome: Outcome, error: str, usage: m.Usage, now_ms: int) -> AttemptRow:
         text = error[: limits.ERROR_CHARS_MAX]
@@ -181,7 +182,7 @@ class Leases:
     def _close(
         self, lease: Lease, after: JobRow, cause: Cause, attempt: AttemptRow, result: KeptResult | None = None
     ) -> JobRow:
-        self._book.move(lease.row, after, cause, attempt=attempt, result=result)
+        self._book.move(lease.row, after, cause, attempt.ended_ms, detail=attempt.error, attempt=attempt, result=result)
         self._unbind(lease)
         del self.by_token[lease.token]
         return after
@@ -193,4 +194,7 @@ def _ended(row: JobRow, state: State, error: str, now_ms: int) -> JobRow:
 
 def _scheduled(row: JobRow, due_ms: int, error: str) -> JobRow:
     # An expiry is for the first start: a job that has started once is not dropped for being late.
-    return replace(row, state=State.SCHEDULED, token=0, worker="", due_ms=due_ms, error=error, expires_at_ms=0)
+    return replace(
+        row, state=State.SCHEDULED, token=0, worker="", due_ms=due_ms, error=error, expires_at_ms=0,
+        admitted=not row.concurrency_key,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class LmdbJournal(LmdbView):
                 self._epoch = super().epoch + 1
                 self._seq = super().seq
                 self._time_ms = super().time_ms
+                self._last_event = super().last_event
                 self._counts = super().counts()
                 self._reader = None
                 txn.put(b"epoch", str(self._epoch).encode(), db=meta)
@@ -82,14 +83,14 @@ class LmdbJournal(LmdbView):
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def commit(self, steps: Sequence[Step], now_ms: int) -> None:
+    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
         assert os.getpid() == self._pid, "the journal was carried over a fork"
         self.end_reading()
         begun_ns = time.perf_counter_ns()
         counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
         while True:
             try:
-                self._write(steps, now_ms, counts)
+                self._write(steps, now_ms, counts, facts or {})
                 break
             except lmdb.MapFullError:
                 # The batch as a whole is tried again in a larger map; it is address space, the disk's own bound is
@@ -103,9 +104,12 @@ class LmdbJournal(LmdbView):
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _write(self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts]) -> None:
+    def _write(
+        self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts], facts: Mapping[str, bytes]
+    ) -> None:
         tables = self._tables
         seq = self._seq
+        last_event = self._last_event
         touched: set[str] = set()
         with self._env.begin(write=True) as txn:
             put, delete = txn.put, txn.delete
@@ -133,6 +137,9 @@ class LmdbJournal(LmdbView):
                     seq = max(seq, after.seq)
                 for attempt in step.attempts:
                     put(job_id + attempt.number.to_bytes(4, "big"), encode(attempt), db=tables["attempt"])
+                for event in step.events:
+                    put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
+                    last_event = max(last_event, event.number)
                 if step.result is not None:
                     put(job_id, encode(step.result), db=tables["result"])
                 queue = apply_counts(counts, step)
@@ -142,9 +149,30 @@ class LmdbJournal(LmdbView):
                 c = counts[queue]
                 row = CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
                 put(key_digest(queue), encode(row), db=tables["counts"])
+            for name, value in facts.items():
+                put(name.encode(), value, db=tables["fact"])
             put(b"seq", str(seq).encode(), db=tables["meta"])
+            put(b"last_event", str(last_event).encode(), db=tables["meta"])
             put(b"time_ms", str(max(now_ms, self._time_ms)).encode(), db=tables["meta"])
         self._seq = seq
+        self._last_event = last_event
+
+    def forget_events(self, kept_max: int, limit: int) -> None:
+        """See Journal. A transaction of its own: it is small, and nothing depends on it."""
+        table = self._tables["event"]
+        surplus = int(self._read().stat(table)["entries"]) - kept_max
+        if surplus <= 0:
+            return
+        self.end_reading()
+        try:
+            with self._env.begin(write=True) as txn:
+                cursor = txn.cursor(db=table)
+                for _ in range(min(surplus, limit)):
+                    if not cursor.first():
+                        break
+                    cursor.delete()
+        except lmdb.Error as error:
+            raise JournalError(f"events could not be forgotten: {error}") from error
 
     def _forget(self, txn: lmdb.Transaction, job_id: bytes) -> None:
         for name in ("row", "spec", "result"):
@@ -172,6 +200,10 @@ class LmdbJournal(LmdbView):
     @property
     def time_ms(self) -> int:
         return self._time_ms
+
+    @property
+    def last_event(self) -> int:
+        return self._last_event
 
     # ------------------------------------------------------------------------------------------ the rest
 

@@ -16,19 +16,20 @@ import lmdb
 import msgspec
 
 from zq.broker.journal import Counts, JournalRefused, Totals, prefix_end
-from zq.broker.records import FORMAT, AttemptRow, Index, JobRow, KeptResult, key_digest
+from zq.broker.records import FORMAT, AttemptRow, EventRow, Index, JobRow, KeptResult, key_digest
 from zq.protocol.job import State
 
 DATA_FORMAT = 0
 """The LMDB 0.9 file format; py-lmdb also bundles a newer one that cannot read it."""
 
-TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", *Index)
+TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "event", "fact", *Index)
 DATABASES_MAX = 32
 READERS_MAX = 64
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(JobRow).decode
 _decode_attempt = msgspec.msgpack.Decoder(AttemptRow).decode
+_decode_event = msgspec.msgpack.Decoder(EventRow).decode
 _decode_result = msgspec.msgpack.Decoder(KeptResult).decode
 
 
@@ -120,6 +121,27 @@ class LmdbView:
             if len(found) == limit:
                 break
         return found
+
+    def event(self, number: int) -> EventRow | None:
+        data = self._read().get(number.to_bytes(8, "big"), db=self._tables["event"])
+        return None if data is None else _decode_event(data)
+
+    def events(self, after: int, limit: int) -> list[EventRow]:
+        cursor = self._read().cursor(db=self._tables["event"])
+        found: list[EventRow] = []
+        if cursor.set_range((after + 1).to_bytes(8, "big")):
+            for _, value in cursor:
+                found.append(_decode_event(value))
+                if len(found) == limit:
+                    break
+        return found
+
+    @property
+    def last_event(self) -> int:
+        return self._number(b"last_event")
+
+    def facts(self) -> dict[str, bytes]:
+        return {bytes(name).decode(): bytes(value) for name, value in self._read().cursor(db=self._tables["fact"])}
 
     def totals(self) -> Totals:
         def entries(name: str) -> int:

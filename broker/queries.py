@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from zq.broker.book import Book
+from zq.broker.feed import Feed
 from zq.broker.leases import Leases
 from zq.broker.queues import Queues
 from zq.broker.records import Index, JobRow, queue_prefix, state_prefix
@@ -16,7 +17,6 @@ from zq.protocol import messages as m
 from zq.protocol.job import ENDED, State
 
 _LISTED_ERROR_CHARS = 300
-_PAGE_BYTES = limits.BATCH_BYTES_MAX // 2
 _ATTEMPTS_SHOWN = 20
 
 
@@ -43,23 +43,26 @@ _decode_cursor = msgspec.msgpack.Decoder(_Cursor).decode
 
 
 class Queries:
-    def __init__(self, book: Book, queues: Queues, sessions: Sessions, leases: Leases, facts: Facts) -> None:
+    def __init__(
+        self, book: Book, queues: Queues, sessions: Sessions, leases: Leases, feed: Feed, facts: Facts
+    ) -> None:
         self._book = book
         self._queues = queues
+        self._feed = feed
         self._sessions = sessions
         self._leases = leases
         self._facts = facts
 
     def queues(self, request: int, now_ms: int) -> m.Queues:
         names = sorted(set(self._book.counts) | set(self._queues.by_name))
-        return m.Queues(request, [self._queue(name, now_ms) for name in names])
+        return m.Queues(request, [self.queue(name, now_ms) for name in names])
 
-    def _queue(self, name: str, now_ms: int) -> m.QueueInfo:
+    def queue(self, name: str, now_ms: int) -> m.QueueInfo:
         counts = self._book.counts.get(name)
         queue = self._queues.get(name)
         by_state = counts.by_state if counts is not None else dict.fromkeys(State, 0)
-        first = queue.ready.first()
-        head = self._book.row(first[1]) if first is not None else None
+        head = queue.head(now_ms)
+        settings = queue.settings
         return m.QueueInfo(
             name=name,
             scheduled=by_state[State.SCHEDULED],
@@ -74,6 +77,10 @@ class Queries:
             consumers=len(queue.consumers),
             slots=queue.slots,
             free=queue.free,
+            paused=settings.paused,
+            rate_per_s=settings.rate_per_s,
+            running_max=settings.running_max,
+            length_max=settings.length_max,
         )
 
     def jobs(self, ask: m.AskJobs) -> m.Jobs:
@@ -88,24 +95,29 @@ class Queries:
             names = [name for name in names if name >= cursor.queue]
             after = cursor.key if names and names[0] == cursor.queue else b""
         found: list[m.JobInfo] = []
+        specs: list[bytes] = []
         size_bytes = 0
         last = b""
         for name in names:
             for key, job_id in self._scan(name, ask.state, after, ask.limit + 1 - len(found)):
-                if len(found) == ask.limit or size_bytes > _PAGE_BYTES:
-                    return m.Jobs(request=ask.request, jobs=found, next=last)
+                if len(found) == ask.limit or size_bytes > limits.PAGE_BYTES:
+                    return m.Jobs(request=ask.request, jobs=found, next=last, specs=specs)
                 row = self._book.row(job_id)
                 last = msgspec.msgpack.encode(_Cursor(name, key))
                 if row is not None and row.state is ask.state:  # else: it has moved on in this very batch
                     info = self.info(row, _LISTED_ERROR_CHARS)
                     size_bytes += 400 + 4 * (len(info.error) + len(info.key) + len(info.progress_message))
                     found.append(info)
+                    if ask.with_specs:
+                        specs.append(self._book.spec(job_id) or b"")
+                        size_bytes += len(specs[-1])
             after = b""
-        return m.Jobs(request=ask.request, jobs=found)
+        return m.Jobs(request=ask.request, jobs=found, specs=specs)
 
     def _scan(self, queue: str, state: State, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         view = self._book.view
         if state is State.READY:
+            # Lane by lane, and in a lane in the order of dispatch; parked ones are found under their keys only.
             return view.scan(Index.READY, queue_prefix(queue), after, limit)
         return view.scan(Index.STATE, state_prefix(state, queue), after, limit, backwards=state in ENDED)
 
@@ -135,6 +147,7 @@ class Queries:
             attempts=attempts,
             result=result,
             result_kept=kept,
+            history=self._feed.history(row.event),
         )
 
     def info(self, row: JobRow, error_chars: int = limits.ERROR_CHARS_MAX) -> m.JobInfo:
@@ -160,11 +173,16 @@ class Queries:
             progress_total=progress.total if progress is not None else 0.0,
             progress_message=progress.message if progress is not None else "",
             usage=lease.usage if lease is not None else m.Usage(),
+            hard_limit_ms=row.hard_limit_ms,
+            concurrency_key=row.concurrency_key,
+            tags=row.tags,
         )
 
     def workers(self, request: int, now_ms: int) -> m.Workers:
-        workers = [
-            m.WorkerInfo(
+        workers: list[m.WorkerInfo] = []
+        size_bytes = 0
+        for s in sorted(self._sessions.workers.values(), key=lambda s: s.instance):
+            worker = m.WorkerInfo(
                 instance=s.instance,
                 role=s.role,
                 queues=[m.QueueSlots(name, s.limits.get(name, 0)) for name in s.queues],
@@ -173,10 +191,13 @@ class Queries:
                 silent_ms=max(0, now_ms - s.heard_ms),
                 connected_ms=max(0, now_ms - s.since_ms),
                 software=s.software,
+                tags=sorted(s.tags),
             )
-            for s in sorted(self._sessions.workers.values(), key=lambda s: s.instance)
-        ]
-        return m.Workers(request, workers)
+            size_bytes += 100 + 4 * (len(s.instance) + sum(map(len, s.queues)) + sum(map(len, s.tags)))
+            if size_bytes > limits.PAGE_BYTES:
+                break
+            workers.append(worker)
+        return m.Workers(request, workers, len(self._sessions.workers) - len(workers))
 
     def broker(self, request: int, now_ms: int, accepting: bool) -> m.BrokerInfo:
         facts = self._facts

@@ -1,4 +1,8 @@
-"""Queues: what is ready in each, and which workers have credit for it.
+"""Queues: what is ready in each, which workers have credit for it, and what bounds it.
+
+Ready jobs stand in lanes, one for each set of tags that jobs require, so that a job nobody can run holds up only its
+like; and in a lane by priority, one window each. Within a priority it is first accepted, first dispatched. Waiting
+counts: every AGEING_MS make up for one step of priority, so low ones move.
 
 Credit belongs to a session and a queue and is an absolute limit: what may be given is the limit less the leases the
 session holds. There is nothing to count up or down that a lost message could falsify.
@@ -7,29 +11,151 @@ session holds. There is nothing to count up or down that a lost message could fa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 
+import msgspec
+
+from zq.broker.book import Book
 from zq.broker.journal import View
-from zq.broker.records import Index, JobRow, queue_prefix, ready_key
+from zq.broker.records import LANE_BYTES, Index, JobRow, lane_of, lane_prefix, queue_prefix, ready_key
 from zq.broker.sessions import Session
 from zq.broker.window import Window
+from zq.protocol.job import State
+from zq.protocol.limits import PRIORITY_MAX, PRIORITY_MIN
+
+AGEING_MS = 60_000
+BURST_MS = 50
+"""A rate limit lets through at once what it would let through in this time."""
+
+class QueueSettings(msgspec.Struct, frozen=True, array_like=True):
+    """What an operator has set; 0 means no bound."""
+
+    paused: bool = False
+    rate_per_s: float = 0.0
+    running_max: int = 0
+    length_max: int = 0
+
+
+class Lane:
+    """Ready jobs that require the same tags, by priority."""
+
+    def __init__(self, queue: str, lane: bytes, tags: frozenset[str], view: View) -> None:
+        self.tags = tags
+        self.windows: list[Window] = []
+        for priority in range(PRIORITY_MAX, PRIORITY_MIN - 1, -1):
+            prefix = lane_prefix(queue, lane, priority)
+            self.windows.append(Window(_loader(view, prefix)))
+
+    def window(self, row: JobRow) -> Window:
+        return self.windows[PRIORITY_MAX - row.priority]
+
+    def head(self, book: Book, now_ms: int) -> tuple[float, int, JobRow] | None:
+        """(rank, acceptance, row) of the job that is first here; the smallest rank is first."""
+        best: tuple[float, int, JobRow] | None = None
+        for window in self.windows:
+            first = window.first()
+            if first is None:
+                continue
+            row = book.row(first[1])
+            assert row is not None
+            rank = -row.priority - (now_ms - row.accepted_ms) / AGEING_MS
+            if best is None or (rank, row.seq) < best[:2]:
+                best = (rank, row.seq, row)
+        return best
+
+    def __len__(self) -> int:
+        return sum(len(window) for window in self.windows)
+
+
+def _loader(view: View, prefix: bytes) -> Callable[[bytes, int], list[tuple[bytes, bytes]]]:
+    return lambda after, limit: view.scan(Index.READY, prefix, after, limit)
 
 
 class Queue:
-    """One queue: its ready jobs in order, and its consumers in turn."""
+    """One queue: its ready jobs in lanes, its consumers in turn, its settings."""
 
-    def __init__(self, name: str, view: View) -> None:
+    def __init__(self, name: str, book: Book, settings: QueueSettings) -> None:
         self.name = name
-        prefix = queue_prefix(name)
-        self.ready = Window(lambda after, limit: view.scan(Index.READY, prefix, after, limit))
+        self.settings = settings
+        self.next_dispatch_ms = 0.0
+        """With a rate limit: when the next job may go."""
+        self._book = book
+        self.lanes: dict[bytes, Lane] = {}
         self.consumers: dict[int, Session] = {}
         self._turn: deque[Session] = deque()
         self._in_turn: set[int] = set()
+        for lane, row in self._lanes_on_disk():
+            self.lanes[lane] = Lane(name, lane, frozenset(row.tags), book.view)
+
+    def _lanes_on_disk(self) -> Iterator[tuple[bytes, JobRow]]:
+        prefix = queue_prefix(self.name)
+        after = b""
+        while found := self._book.view.scan(Index.READY, prefix, after, 1):
+            key, job_id = found[0]
+            lane = key[len(prefix) : len(prefix) + LANE_BYTES]
+            row = self._book.view.row(job_id)
+            assert row is not None
+            yield lane, row
+            after = prefix + lane + b"\xff" * 16
+
+    # ------------------------------------------------------------------------------------------ jobs
+
+    def _lane(self, row: JobRow) -> Lane:
+        key = lane_of(row.tags)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(self.name, key, frozenset(row.tags), self._book.view)
+        return lane
 
     def add(self, row: JobRow) -> None:
-        self.ready.add(ready_key(row), row.id)
+        self._lane(row).window(row).add(ready_key(row), row.id)
 
     def discard(self, row: JobRow) -> None:
-        self.ready.discard(ready_key(row))
+        self._lane(row).window(row).discard(ready_key(row))
+
+    def windows(self) -> Iterator[Window]:
+        for lane in self.lanes.values():
+            yield from lane.windows
+
+    def head(self, now_ms: int) -> JobRow | None:
+        """The job that would go first if every worker could run it."""
+        heads = [head for lane in self.lanes.values() if (head := lane.head(self._book, now_ms)) is not None]
+        return min(heads, key=lambda head: head[:2])[2] if heads else None
+
+    def next(self, now_ms: int) -> tuple[JobRow, Session] | None:
+        """The next job to dispatch and its worker; None while nothing can go."""
+        if not self._turn or self.held_by_settings(now_ms):
+            return None
+        best: tuple[float, int, JobRow] | None = None
+        chosen: Session | None = None
+        for lane in self.lanes.values():
+            head = lane.head(self._book, now_ms)
+            if head is not None and (best is None or head[:2] < best[:2]):
+                session = self.consumer_for(lane.tags)
+                if session is not None:
+                    best, chosen = head, session
+        return (best[2], chosen) if best is not None and chosen is not None else None
+
+    @property
+    def running(self) -> int:
+        """Leases of this queue, on all workers, and those whose worker is away."""
+        counts = self._book.counts.get(self.name)
+        return counts.by_state[State.RUNNING] if counts is not None else 0
+
+    def held_by_settings(self, now_ms: int) -> bool:
+        settings = self.settings
+        full = bool(settings.running_max) and self.running >= settings.running_max
+        return settings.paused or full or (bool(settings.rate_per_s) and self.next_dispatch_ms > now_ms)
+
+    def dispatched(self, session: Session, now_ms: int) -> None:
+        """A job went to this session: others come first now, and the rate limit has one less to give."""
+        self._turn.remove(session)
+        self._turn.append(session)
+        if self.settings.rate_per_s:
+            base_ms = max(self.next_dispatch_ms, now_ms - BURST_MS)
+            self.next_dispatch_ms = base_ms + 1000 / self.settings.rate_per_s
+
+    # ------------------------------------------------------------------------------------------ consumers
 
     def offer(self, session: Session) -> None:
         """The session may have credit here: give it a turn."""
@@ -37,19 +163,14 @@ class Queue:
             self._turn.append(session)
             self._in_turn.add(session.id)
 
-    def next_consumer(self) -> Session | None:
-        """The session whose turn it is, still with credit; stays first until `served`."""
-        while self._turn:
-            session = self._turn[0]
-            if session.active and session.free(self.name) > 0:
+    def consumer_for(self, tags: frozenset[str]) -> Session | None:
+        """The first in turn that has credit and the tags."""
+        while self._turn and not (self._turn[0].active and self._turn[0].free(self.name) > 0):
+            self._in_turn.discard(self._turn.popleft().id)
+        for session in self._turn:
+            if tags <= session.tags and session.active and session.free(self.name) > 0:
                 return session
-            self._turn.popleft()
-            self._in_turn.discard(session.id)
         return None
-
-    def served(self) -> None:
-        """The first in turn was given a job: the next one is first now, so that work is spread over workers."""
-        self._turn.rotate(-1)
 
     def leave(self, session: Session) -> None:
         self.consumers.pop(session.id, None)
@@ -66,15 +187,31 @@ class Queue:
         return sum(max(0, session.free(self.name)) for session in self.consumers.values())
 
 
+_FACT = "queue:"
+_decode_settings = msgspec.msgpack.Decoder(QueueSettings).decode
+
+
+def settings_fact(queue: str, settings: QueueSettings) -> tuple[str, bytes]:
+    """Name and value under which a queue's settings are kept in the journal."""
+    return _FACT + queue, msgspec.msgpack.encode(settings)
+
+
 class Queues:
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self.by_name: dict[str, Queue] = {name: Queue(name, view) for name in view.counts()}
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        facts = book.view.facts()
+        self._settings = {
+            name.removeprefix(_FACT): _decode_settings(value) for name, value in facts.items() if name.startswith(_FACT)
+        }
+        self.by_name: dict[str, Queue] = {}
+        for name in sorted({*book.counts, *self._settings}):
+            self.get(name)
 
     def get(self, name: str) -> Queue:
         queue = self.by_name.get(name)
         if queue is None:
-            queue = self.by_name[name] = Queue(name, self._view)
+            settings = self._settings.get(name, QueueSettings())
+            queue = self.by_name[name] = Queue(name, self._book, settings)
         return queue
 
     def set_credit(self, session: Session, limits: dict[str, int]) -> None:

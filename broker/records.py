@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
-from zq.protocol.job import LIVE, JobSpec, Outcome, State
+from zq.protocol.job import LIVE, Cause, JobSpec, Outcome, State
 from zq.protocol.messages import Usage
 
 FORMAT = 1
@@ -51,6 +51,14 @@ class JobRow(msgspec.Struct, frozen=True, array_like=True):
     ended_ms: int = 0
     cancel_asked: bool = False
     error: str = ""
+    hard_limit_ms: int = 0
+    event: int = 0
+    """Number of the job's newest event; each event names the one before, so a history is a chain."""
+    concurrency_key: str = ""
+    concurrency_limit: int = 1
+    admitted: bool = True
+    """Among the jobs that its concurrency key lets run; the others wait in PARKED."""
+    tags: tuple[str, ...] = ()
 
     @property
     def attempts_max(self) -> int:
@@ -75,15 +83,36 @@ class AttemptRow(msgspec.Struct, frozen=True, array_like=True):
     usage: Usage = Usage()
 
 
+class EventRow(msgspec.Struct, frozen=True, array_like=True):
+    """One step of a job, under its number. Together they are what has happened here, in order."""
+
+    number: int
+    before: int
+    """The job's event before this one; 0 for its first."""
+    at_ms: int
+    job_id: bytes
+    queue: str
+    task: str
+    cause: Cause
+    state: State
+    attempt: int
+    worker: str = ""
+    detail: str = ""
+
+
 class KeptResult(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
     expires_ms: int
 
 
+def due_ms_of(spec: JobSpec, now_ms: int) -> int:
+    """When a job that is submitted now may start; in the past for at once."""
+    return max(now_ms + spec.delay_ms, spec.run_at_ms)
+
+
 def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms: int) -> JobRow:
     """The row of a job that is accepted now: SCHEDULED if its time is yet to come, else READY."""
-    due_ms = now_ms + spec.delay_ms if spec.delay_ms else 0
-    due_ms = max(due_ms, spec.run_at_ms)
+    due_ms = due_ms_of(spec, now_ms)
     waits = due_ms > now_ms
     return JobRow(
         id=spec.id,
@@ -100,6 +129,11 @@ def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms:
         key=spec.key,
         expires_at_ms=now_ms + spec.expires_ms if spec.expires_ms else 0,
         due_ms=due_ms if waits else 0,
+        hard_limit_ms=spec.hard_limit_ms,
+        concurrency_key=spec.concurrency_key,
+        concurrency_limit=spec.concurrency_limit,
+        admitted=not spec.concurrency_key,
+        tags=tuple(sorted(set(spec.tags))),
     )
 
 
@@ -107,7 +141,11 @@ class Index(StrEnum):
     """Ordered sets of job ids. The value is the table's name on disk."""
 
     READY = "ready"
-    """queue, then higher priority, then acceptance: the order of dispatch."""
+    """queue, lane, then higher priority, then acceptance: the order of dispatch."""
+    PARKED = "parked"
+    """READY jobs whose concurrency key is full: key, then higher priority, then acceptance."""
+    ADMITTED = "admitted"
+    """READY and RUNNING jobs that their concurrency key has let in: key."""
     DUE = "due"
     """SCHEDULED jobs by the time at which they become READY."""
     EXPIRY = "expiry"
@@ -137,8 +175,29 @@ def _prefix(queue: str) -> bytes:
     return known
 
 
+LANE_BYTES = 8
+_NO_TAGS = bytes(LANE_BYTES)
+
+
+def lane_of(tags: tuple[str, ...]) -> bytes:
+    """Jobs that require the same tags stand in one lane: a job nobody can run then holds up only its like."""
+    return _NO_TAGS if not tags else hashlib.blake2b("\0".join(tags).encode(), digest_size=LANE_BYTES).digest()
+
+
+def lane_prefix(queue: str, lane: bytes, priority: int) -> bytes:
+    return _prefix(queue) + lane + bytes((9 - priority,))
+
+
 def ready_key(row: JobRow) -> bytes:
-    return _prefix(row.queue) + bytes((9 - row.priority,)) + _u64(row.seq)
+    return lane_prefix(row.queue, lane_of(row.tags), row.priority) + _u64(row.seq)
+
+
+def _parked_key(row: JobRow) -> bytes:
+    return key_digest(row.concurrency_key) + bytes((9 - row.priority,)) + _u64(row.seq)
+
+
+def _admitted_key(row: JobRow) -> bytes:
+    return key_digest(row.concurrency_key) + row.id
 
 
 def key_digest(key: str) -> bytes:
@@ -153,7 +212,10 @@ def index_keys(row: JobRow) -> Iterator[tuple[Index, bytes]]:
     """Where the row stands. Each key ends in something unique to the job, and the value under it is the job's id."""
     state = row.state
     if state is State.READY:
-        yield Index.READY, ready_key(row)
+        if row.admitted:
+            yield Index.READY, ready_key(row)
+        else:
+            yield Index.PARKED, _parked_key(row)
     else:
         when_ms = row.ended_ms
         if state is State.SCHEDULED:
@@ -162,6 +224,8 @@ def index_keys(row: JobRow) -> Iterator[tuple[Index, bytes]]:
         elif state is State.RUNNING:
             when_ms = row.started_ms
         yield Index.STATE, state_prefix(state, row.queue) + _u64(when_ms) + row.id
+    if row.concurrency_key and row.admitted and (state is State.READY or state is State.RUNNING):
+        yield Index.ADMITTED, _admitted_key(row)
     if row.expires_at_ms and (state is State.READY or state is State.SCHEDULED):
         yield Index.EXPIRY, _u64(row.expires_at_ms) + row.id
 

@@ -37,6 +37,8 @@ log = logging.getLogger("zq.broker")
 ROUND_MESSAGES = 1000
 """Messages of one round: bounds a batch, and with it the time of a commit and of an answer."""
 LOOK_AROUND_MS = 1000
+FORGET_EVENTS = 5000
+"""Old events dropped in one go: more than that many a second come only in bursts."""
 EXIT_JOURNAL = 74
 """EX_IOERR of sysexits(3): the journal failed, and what is on disk decides at the next start."""
 
@@ -144,10 +146,12 @@ class Server:
             self._look_around()
         self.core.advance(now_ms)
         batch = self.core.batch()
-        if batch.steps:
-            self._journal.commit(batch.steps, now_ms)
-        self.core.committed()
+        if batch.steps or batch.facts:
+            self._journal.commit(batch.steps, now_ms, batch.facts)
+        events = self.core.committed(now_ms)
         for peer, message in batch.sends:
+            self._send(peer, message)
+        for peer, message in events:
             self._send(peer, message)
 
     def _receive(self, parts: list[bytes] | list[zmq.Frame], now_ms: int) -> None:
@@ -188,6 +192,7 @@ class Server:
         facts.journal_bytes = self._journal.size_bytes()
         facts.commits = self._journal.commits
         facts.commit_p99_us = self._journal.commit_p99_us()
+        self._journal.forget_events(limits.EVENTS_KEPT_MAX, FORGET_EVENTS)
         reserve_bytes = self._config.broker.disk_reserve_mib << 20
         self._ballast.adjust(facts.disk_free_bytes, reserve_bytes)
         low = facts.disk_free_bytes < reserve_bytes

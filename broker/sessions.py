@@ -51,6 +51,10 @@ VERBS: dict[type, tuple[frozenset[Role], frozenset[SessionState]]] = {
     m.AskWorkers: (_ASKERS, _ACTIVE),
     m.Cancel: (frozenset({Role.SUBMITTER, Role.ADMIN}), _ACTIVE),
     m.RetryEnded: (frozenset({Role.SUBMITTER, Role.ADMIN}), _ACTIVE),
+    m.Drop: (frozenset({Role.ADMIN}), _ACTIVE),
+    m.SetQueue: (frozenset({Role.ADMIN}), _ACTIVE),
+    m.AskWhy: (_ASKERS, _ACTIVE),
+    m.AskEvents: (_ASKERS, _ACTIVE),
 }
 """verb → who may say it, and in which state of its session. HELLO is what makes a session, so it is not here."""
 
@@ -90,6 +94,7 @@ class Session:
     leases: dict[int, Lease] = field(default_factory=dict)
     dispatches: int = 0
     tasks: int = 0
+    tags: frozenset[str] = frozenset()
     software: str = ""
     ended: bool = False
     waiting: int = 0
@@ -130,6 +135,7 @@ class Sessions:
             queues=tuple(q.queue for q in hello.queues),
             tasks=len(hello.tasks),
             software=hello.software,
+            tags=frozenset(hello.tags),
         )
         self.by_id[session.id] = session
         self.by_peer[peer] = session

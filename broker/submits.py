@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from zq.broker.book import Book
-from zq.broker.queues import Queues
-from zq.broker.records import JobRow
+from zq.broker.records import JobRow, due_ms_of
 from zq.broker.sessions import Session
+from zq.broker.waiting import WaitingRoom
 from zq.protocol import limits
 from zq.protocol.errors import RETRYABLE, Code
-from zq.protocol.job import State, decode_spec, digest
+from zq.protocol.job import Cause, KeyPolicy, State, decode_spec, digest, format_id
 from zq.protocol.messages import Receipt, ReceiptStatus
 
 RETRY_AFTER_MS = 2000
@@ -16,18 +16,19 @@ _NO_ID = bytes(16)
 
 
 class Submits:
-    def __init__(self, book: Book, queues: Queues) -> None:
+    def __init__(self, book: Book, room: WaitingRoom) -> None:
         self._book = book
-        self._queues = queues
+        self._room = room
         self.closed: Code | None = None
         """Why new jobs are refused now (DISK_LOW, STOPPING); None while they are taken."""
 
     def take(self, session: Session, spec_bytes: bytes, now_ms: int) -> tuple[Receipt, JobRow | None]:
-        """Accept one job or say why not; the new row if there is one."""
+        """Accept one job or say why not. Also returns a job that this one has ended, by taking its key."""
         try:
             spec = decode_spec(spec_bytes)
         except ValueError as error:
             return _refused(_NO_ID, Code.INVALID, str(error)), None
+        replaced: JobRow | None = None
         spec_digest = digest(spec_bytes)
         known = self._book.row(spec.id)
         if known is not None:
@@ -41,12 +42,25 @@ class Submits:
             holder = self._book.key_holder(spec.key)
             if holder is not None:
                 row = self._book.row(holder)
-                return Receipt(holder, ReceiptStatus.KEY_TAKEN, row.state if row is not None else None), None
+                assert row is not None
+                if row.state is State.RUNNING or spec.key_policy is KeyPolicy.REFUSE:
+                    return Receipt(holder, ReceiptStatus.KEY_TAKEN, row.state), None
+                if spec.key_policy is KeyPolicy.RESCHEDULE:
+                    row = self._room.move_time(row, due_ms_of(spec, now_ms), now_ms)
+                    return Receipt(holder, ReceiptStatus.KEY_TAKEN, row.state), None
+                detail = f"replaced by job {format_id(spec.id)}"
+                replaced = self._room.end(row, State.CANCELLED, Cause.REPLACE, detail, now_ms)
         row = self._book.accept(spec, spec_bytes, spec_digest, now_ms)
-        warnings: list[str] = []
-        if not self._queues.get(spec.queue).consumers:
-            warnings.append(f"no worker serves queue '{spec.queue}' now")
-        return Receipt(spec.id, ReceiptStatus.ACCEPTED, row.state, warnings=warnings), row
+        self._room.enter(row)
+        return Receipt(spec.id, ReceiptStatus.ACCEPTED, row.state, warnings=self._warnings(row)), replaced
+
+    def _warnings(self, row: JobRow) -> list[str]:
+        consumers = self._room.queues.get(row.queue).consumers.values()
+        if not consumers:
+            return [f"no worker serves queue '{row.queue}' now"]
+        if row.tags and not any(consumer.tags.issuperset(row.tags) for consumer in consumers):
+            return [f"no worker of queue '{row.queue}' has the tags {', '.join(row.tags)} now"]
+        return []
 
     def _refusal(self, session: Session, queue: str) -> tuple[Code, str] | None:
         if session.identity is not None and not session.identity.may_use(queue):
@@ -57,8 +71,10 @@ class Submits:
         if counts is None:
             if len(self._book.counts) >= limits.QUEUES_MAX:
                 return Code.BUSY, f"there are {limits.QUEUES_MAX} queues already"
-        elif counts.by_state[State.READY] + counts.by_state[State.SCHEDULED] >= limits.LIVE_JOBS_PER_QUEUE_MAX:
-            return Code.QUEUE_FULL, f"{limits.LIVE_JOBS_PER_QUEUE_MAX} jobs wait in queue '{queue}'"
+            return None
+        length_max = self._room.queues.get(queue).settings.length_max or limits.LIVE_JOBS_PER_QUEUE_MAX
+        if counts.by_state[State.READY] + counts.by_state[State.SCHEDULED] >= length_max:
+            return Code.QUEUE_FULL, f"{length_max} jobs wait in queue '{queue}'"
         return None
 
 

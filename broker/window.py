@@ -15,9 +15,11 @@ Load = Callable[[bytes, int], list[tuple[bytes, bytes]]]
 
 
 class Window:
-    def __init__(self, load: Load, size: int = 1024) -> None:
+    SIZE = 1024
+    """Entries loaded at once; up to twice as many are held."""
+
+    def __init__(self, load: Load) -> None:
         self._load = load
-        self._size = size
         self._ids: dict[bytes, bytes] = {}
         self._heap: list[bytes] = []
         self._edge: bytes | None = b""
@@ -29,7 +31,7 @@ class Window:
         if key not in self._ids:
             heapq.heappush(self._heap, key)
         self._ids[key] = job_id
-        if len(self._ids) > 2 * self._size:
+        if len(self._ids) > 2 * self.SIZE:
             self._cut()
 
     def discard(self, key: bytes) -> None:
@@ -59,14 +61,14 @@ class Window:
         if not self.dry:
             return False
         assert self._edge is not None
-        entries = self._load(self._edge, self._size)
+        entries = self._load(self._edge, self.SIZE)
         self._ids = dict(entries)
         self._heap = [key for key, _ in entries]  # sorted, so a heap
-        self._edge = entries[-1][0] if len(entries) == self._size else None
+        self._edge = entries[-1][0] if len(entries) == self.SIZE else None
         return bool(entries)
 
     def _cut(self) -> None:
-        kept = sorted(self._ids)[: self._size]
+        kept = sorted(self._ids)[: self.SIZE]
         self._ids = {key: self._ids[key] for key in kept}
         self._heap = kept
         self._edge = kept[-1]

@@ -51,6 +51,12 @@ class State(IntEnum):
     def label(self) -> str:
         return self.name.lower()
 
+    def __str__(self) -> str:
+        return self.label
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self.label, format_spec)
+
 
 class Cause(IntEnum):
     """Why a job changed its state. The numbers are on disk: never reuse one."""
@@ -70,6 +76,12 @@ class Cause(IntEnum):
     CANCEL = 9
     EXPIRE = 10
     OPERATOR_RETRY = 11
+    CANCEL_ASKED = 12
+    """A running job's worker is asked to stop; the state stays."""
+    RESCHEDULE = 13
+    """A waiting job's time is changed by a newer submit with its key."""
+    REPLACE = 14
+    """Cancelled because a newer job took its key."""
 
 
 LIVE = frozenset({State.SCHEDULED, State.READY, State.RUNNING})
@@ -89,6 +101,11 @@ TRANSITIONS: dict[tuple[State | None, Cause], frozenset[State]] = {
     (State.RUNNING, Cause.EXHAUST): frozenset({State.DEAD}),
     (State.RUNNING, Cause.HAND_BACK): frozenset({State.READY}),
     (State.RUNNING, Cause.CANCEL): frozenset({State.CANCELLED}),
+    (State.RUNNING, Cause.CANCEL_ASKED): frozenset({State.RUNNING}),
+    (State.SCHEDULED, Cause.RESCHEDULE): frozenset({State.SCHEDULED, State.READY}),
+    (State.READY, Cause.RESCHEDULE): frozenset({State.SCHEDULED, State.READY}),
+    (State.SCHEDULED, Cause.REPLACE): frozenset({State.CANCELLED}),
+    (State.READY, Cause.REPLACE): frozenset({State.CANCELLED}),
     (State.DEAD, Cause.OPERATOR_RETRY): frozenset({State.READY}),
     (State.CANCELLED, Cause.OPERATOR_RETRY): frozenset({State.READY}),
     (State.EXPIRED, Cause.OPERATOR_RETRY): frozenset({State.READY}),
@@ -123,6 +140,20 @@ class Outcome(IntEnum):
     """The worker has ended a cancelled job."""
 
 
+class KeyPolicy(IntEnum):
+    """What a submit does when a live job has its key. The numbers are on the wire."""
+
+    REFUSE = 0
+    """The answer names the job that has the key."""
+    REPLACE = 1
+    """A job that still waits is cancelled and this one takes its place; a running one is as for REFUSE."""
+    RESCHEDULE = 2
+    """A job that still waits takes over this one's time; a running one is as for REFUSE."""
+
+
+Tag = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
+
+
 class JobSpec(msgspec.Struct, frozen=True, array_like=True):
     """What is submitted; never changes. Encoded once by the client, kept and handed on as those bytes.
 
@@ -148,6 +179,12 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True):
     key: Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)] = ""
     """At most one live job has this key; empty means no key."""
     trace: Annotated[str, Meta(max_length=limits.TRACE_CHARS_MAX)] = ""
+    key_policy: KeyPolicy = KeyPolicy.REFUSE
+    concurrency_key: Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)] = ""
+    """At most `concurrency_limit` jobs with this key run at once, on all workers together; empty means no bound."""
+    concurrency_limit: Annotated[int, Meta(ge=1, le=limits.CREDIT_MAX)] = 1
+    tags: Annotated[tuple[Tag, ...], Meta(max_length=limits.TAGS_MAX)] = ()
+    """Only a worker that has all these tags may run the job."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -171,7 +208,7 @@ def decode_spec(data: bytes) -> JobSpec:
     spec = _spec_decoder.decode(data)
     if spec.soft_limit_ms > spec.hard_limit_ms:
         raise ValueError("soft_limit_ms is larger than hard_limit_ms")
-    for name in (spec.task, spec.queue):
+    for name in (spec.task, spec.queue, *spec.tags):
         if not valid_name(name):
             raise ValueError(f"{name!r} is not a name: printable characters without blanks are")
     return spec

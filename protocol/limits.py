@@ -27,6 +27,14 @@ ERROR_CHARS_MAX = 8192
 MESSAGE_CHARS_MAX = 512
 """A progress message, a refusal's detail."""
 TRACE_CHARS_MAX = 256
+TAG_CHARS_MAX = 64
+TAGS_MAX = 8
+"""Tags that a job requires."""
+WORKER_TAGS_MAX = 32
+EVENTS_KEPT_MAX = 1_000_000
+"""Events in the journal; older ones are forgotten, and with them the older part of jobs' histories."""
+HISTORY_EVENTS_MAX = 200
+"""Newest events of one job that are shown."""
 
 TASKS_PER_WORKER_MAX = 1024
 QUEUES_PER_WORKER_MAX = 64
@@ -44,6 +52,8 @@ WAITERS_MAX = 65_536
 WAITERS_PER_JOB_MAX = 64
 
 PAGE_ROWS_MAX = 1000
+PAGE_BYTES = BATCH_BYTES_MAX // 2
+"""A page ends early when it is about so large; one row more still fits into the frame."""
 LIVE_JOBS_PER_QUEUE_MAX = 20_000_000
 
 RESEND_BYTES_MAX = 64 << 20

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from zq.protocol import limits
 from zq.protocol.errors import Code
-from zq.protocol.job import DurationMs, Name, Outcome, State
+from zq.protocol.job import Cause, DurationMs, Name, Outcome, State, Tag
 
 PROTOCOL_VERSION = 1
 
@@ -115,6 +115,8 @@ class Hello(FromPeer, frozen=True, tag=1):
     queues: Annotated[list[QueueSlots], Meta(max_length=limits.QUEUES_PER_WORKER_MAX)] = []
     tasks: Annotated[list[Name], Meta(max_length=limits.TASKS_PER_WORKER_MAX)] = []
     software: Text = ""
+    tags: Annotated[list[Tag], Meta(max_length=limits.WORKER_TAGS_MAX)] = []
+    """What this worker has, such as "gpu" or "disk=a"; jobs may require it."""
 
 
 class Bye(FromPeer, frozen=True, tag=2):
@@ -216,6 +218,8 @@ class AskJobs(FromPeer, frozen=True, tag=14):
     after: Annotated[bytes, Meta(max_length=512)] = b""
     """`next` of the page before; empty for the first page."""
     limit: Annotated[int, Meta(ge=1, le=limits.PAGE_ROWS_MAX)] = 100
+    with_specs: bool = False
+    """Also the encoded JobSpecs, so that the asker can filter by arguments."""
 
 
 class AskJob(FromPeer, frozen=True, tag=15):
@@ -234,6 +238,51 @@ class AskBroker(FromPeer, frozen=True, tag=17):
 
     session: SessionId
     request: Request
+
+
+class Drop(FromPeer, frozen=True, tag=18):
+    """Forget ended jobs now, before their retention is over."""
+
+    session: SessionId
+    request: Request
+    ids: Annotated[list[JobId], Items]
+
+
+class SetQueue(FromPeer, frozen=True, tag=19):
+    """Change what a queue may do; kept over restarts. None leaves a setting as it is."""
+
+    session: SessionId
+    request: Request
+    queue: Name
+    paused: bool | None = None
+    """A paused queue takes jobs and dispatches none."""
+    rate_per_s: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    """Dispatches a second, evenly; 0 takes the limit away."""
+    running_max: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    """Jobs of the queue that run at once, on all workers together; 0 takes the limit away."""
+    length_max: Annotated[int, Meta(ge=0, le=limits.LIVE_JOBS_PER_QUEUE_MAX)] | None = None
+    """Waiting jobs; submits beyond are refused with `queue_full`. 0 takes the limit away."""
+
+
+class AskWhy(FromPeer, frozen=True, tag=20):
+    """Why does this job not run?"""
+
+    session: SessionId
+    request: Request
+    job_id: JobId
+
+
+class AskEvents(FromPeer, frozen=True, tag=21):
+    """Events after a number; answered at once if there are any, else when one comes or the time is over."""
+
+    session: SessionId
+    request: Request
+    after: Number
+    queue: Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)] = ""
+    job_id: Annotated[bytes, Meta(max_length=16)] = b""
+    """Only of this job; empty for all."""
+    wait_ms: DurationMs = 0
+    limit: Annotated[int, Meta(ge=1, le=limits.PAGE_ROWS_MAX)] = 500
 
 
 # ---------------------------------------------------------------------------------------------- from the broker
@@ -358,6 +407,10 @@ class QueueInfo(Part, frozen=True):
     """Workers that serve this queue now."""
     slots: Number
     free: Number
+    paused: bool = False
+    rate_per_s: float = 0.0
+    running_max: Number = 0
+    length_max: Number = 0
 
 
 class Queues(FromBroker, frozen=True, tag=110):
@@ -386,6 +439,9 @@ class JobInfo(Part, frozen=True):
     progress_total: float = 0.0
     progress_message: Text = ""
     usage: Usage = Usage()
+    hard_limit_ms: DurationMs = 0
+    concurrency_key: Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)] = ""
+    tags: tuple[Tag, ...] = ()
 
 
 class Jobs(FromBroker, frozen=True, tag=111):
@@ -393,6 +449,8 @@ class Jobs(FromBroker, frozen=True, tag=111):
     jobs: list[JobInfo]
     next: bytes = b""
     """Cursor of the next page; empty when there is none."""
+    specs: list[bytes] = []
+    """As many as `jobs`, if they were asked for."""
 
 
 class AttemptInfo(Part, frozen=True):
@@ -406,6 +464,23 @@ class AttemptInfo(Part, frozen=True):
     usage: Usage
 
 
+class EventInfo(Part, frozen=True):
+    """One step of a job, as the journal has it."""
+
+    number: Number
+    """Grows by one with every event of this journal, over restarts."""
+    at_ms: Number
+    job_id: JobId
+    queue: Name
+    task: Name
+    cause: Cause
+    state: State
+    attempt: Number
+    worker: Text
+    detail: Text
+    """The beginning of the error, or who asked."""
+
+
 class JobDetail(FromBroker, frozen=True, tag=112):
     request: Request
     job: JobInfo
@@ -413,6 +488,8 @@ class JobDetail(FromBroker, frozen=True, tag=112):
     attempts: list[AttemptInfo]
     result: bytes = b""
     result_kept: bool = True
+    history: list[EventInfo] = []
+    """The newest events of this job, in their order."""
 
 
 class WorkerInfo(Part, frozen=True):
@@ -424,11 +501,14 @@ class WorkerInfo(Part, frozen=True):
     silent_ms: DurationMs
     connected_ms: DurationMs
     software: Text
+    tags: list[Tag] = []
 
 
 class Workers(FromBroker, frozen=True, tag=113):
     request: Request
     workers: list[WorkerInfo]
+    not_listed: Number = 0
+    """Further workers that did not fit into this message."""
 
 
 class Change(Part, frozen=True):
@@ -459,6 +539,50 @@ class BrokerInfo(FromBroker, frozen=True, tag=115):
     software: Text
 
 
+class WhyReason(StrEnum):
+    """The first thing that holds a job, in the order in which they are looked at."""
+
+    NOT_WAITING = "not_waiting"
+    """It runs, or has ended."""
+    NOT_DUE = "not_due"
+    PAUSED = "paused"
+    CONCURRENCY = "concurrency"
+    """Others with its concurrency key run, or come before it."""
+    NO_CONSUMER = "no_consumer"
+    TAGS = "tags"
+    """No worker of the queue has the tags it requires."""
+    RUNNING_MAX = "running_max"
+    RATE = "rate"
+    NO_CREDIT = "no_credit"
+    """Every slot that could run it is busy."""
+    BEHIND = "behind"
+    """Others are before it, and it is about to move."""
+
+
+class Why(FromBroker, frozen=True, tag=116):
+    request: Request
+    reason: WhyReason
+    text: Text
+    holders: Annotated[list[JobId], Meta(max_length=16)] = []
+    """Jobs that hold it, where there are any."""
+    wait_ms: DurationMs = 0
+    """When it may go on, where that is known."""
+
+
+class Events(FromBroker, frozen=True, tag=117):
+    request: Request
+    events: list[EventInfo]
+    last: Number
+    """Ask again after this number."""
+    gap: bool = False
+    """Events between `after` and the first one here have been forgotten: look at the whole again."""
+
+
+class QueueSet(FromBroker, frozen=True, tag=118):
+    request: Request
+    queue: QueueInfo
+
+
 class Refusal(FromBroker, frozen=True, tag=199):
     """The answer no. `request` is 0 when the message had none, or could not be read."""
 
@@ -470,9 +594,9 @@ class Refusal(FromBroker, frozen=True, tag=199):
 
 PeerMessage = (
     Hello | Bye | Beat | Submit | Credit | Ack | Resume | Progress | Hold | Cancel | RetryEnded | Wait
-    | AskQueues | AskJobs | AskJob | AskWorkers | AskBroker
+    | AskQueues | AskJobs | AskJob | AskWorkers | AskBroker | Drop | SetQueue | AskWhy | AskEvents
 )  # fmt: skip
 BrokerMessage = (
     Welcome | Receipts | Dispatch | Acked | Resumed | BeatOk | Held | Revoke | Ended | Queues | Jobs | JobDetail
-    | Workers | Changed | BrokerInfo | Refusal
+    | Workers | Changed | BrokerInfo | Why | Events | QueueSet | Refusal
 )  # fmt: skip

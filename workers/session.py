@@ -58,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True):
     drain_ms: int = 30_000
     kill_grace_ms: int = 2_000
     software: str = ""
+    tags: tuple[str, ...] = ()
+    """What this worker has, for jobs that require it."""
 
 
 class Session:
@@ -491,4 +493,5 @@ def _hello(settings: Settings) -> m.Hello:
         queues=[m.QueueSlots(queue, slots) for queue, slots in settings.queues.items()],
         tasks=list(settings.tasks),
         software=settings.software,
+        tags=list(settings.tags),
     )

@@ -265,10 +265,10 @@ class MemoryBroker(BlockingCalls):
             self._core.receive(peer, None, message, now_ms)
         self._core.advance(now_ms)
         batch = self._core.batch()
-        if batch.steps:
-            self._journal.commit(batch.steps, now_ms)
-        self._core.committed()
-        for peer, answer in batch.sends:
+        if batch.steps or batch.facts:
+            self._journal.commit(batch.steps, now_ms, batch.facts)
+        events = self._core.committed(now_ms)
+        for peer, answer in [*batch.sends, *events]:
             if peer in self._heard:
                 self._heard[peer].append(answer)
 

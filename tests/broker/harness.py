@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 import zq.protocol.messages as m
 from zq.broker.core import Core, Settings
 from zq.broker.journal import MemoryJournal
@@ -41,9 +43,9 @@ class Harness:
         self.now_ms += later_ms
         self.core.advance(self.now_ms)
         batch = self.core.batch()
-        self.journal.commit(batch.steps, self.now_ms)
-        self.core.committed()
-        sent = [(name.decode(), message) for name, message in batch.sends]
+        self.journal.commit(batch.steps, self.now_ms, batch.facts)
+        events = self.core.committed(self.now_ms)
+        sent = [(name.decode(), message) for name, message in [*batch.sends, *events]]
         self.out += sent
         return sent
 
@@ -61,14 +63,30 @@ class Harness:
         return one(self.say(peer, m.Hello(1, 1, role, peer, bytes(16))), m.Welcome).session
 
     def worker(
-        self, peer: str = "worker", slots: int = 1, *, queue: str = "q", name: str = "", claims: Any = (), inc: int = 0
+        self,
+        peer: str = "worker",
+        slots: int = 1,
+        *,
+        queue: str = "q",
+        name: str = "",
+        claims: Any = (),
+        inc: int = 0,
+        tags: tuple[str, ...] = (),
     ) -> Worker:
-        hello = m.Hello(1, 1, Role.WORKER, name or peer, inc.to_bytes(16, "big"), [m.QueueSlots(queue, slots)], ["t"])
+        incarnation = inc.to_bytes(16, "big")
+        hello = m.Hello(
+            1, 1, Role.WORKER, name or peer, incarnation, [m.QueueSlots(queue, slots)], ["t"], "", list(tags)
+        )
         session = one(self.say(peer, hello), m.Welcome).session
         worker = Worker(self, peer, session, queue)
         worker.resumed = one(worker.hear(m.Resume(session, list(claims))), m.Resumed)
         worker.hear(m.Credit(session, [m.QueueSlots(queue, slots)]))
         return worker
+
+    def ask(self, kind: type[T], message: PeerMessage) -> T:
+        """What an admin is answered; `message` carries any session."""
+        session = self.client("asker")
+        return one(self.say("asker", replace(message, session=session)), kind)
 
     def submit(self, name: str, session: int | None = None, **options: Any) -> bytes:
         """Submit one job from `client`; its id. The job is made from its name, so the same name is the same job."""

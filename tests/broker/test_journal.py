@@ -209,7 +209,7 @@ def test_rows_come_page_by_page_and_the_totals_agree(reopen: Reopen) -> None:
     assert [row.id for row in found] == sorted(row_of(step).id for step in steps)
     totals = journal.totals()
     assert (totals.rows, totals.specs, totals.attempts, totals.results, totals.keys) == (7, 7, 1, 1, 1)
-    assert totals.indexes == {Index.READY: 6, Index.STATE: 1, Index.DUE: 0, Index.EXPIRY: 0}
+    assert totals.indexes == dict.fromkeys(Index, 0) | {Index.READY: 6, Index.STATE: 1}
     assert check(journal) == []
 
 
@@ -256,7 +256,7 @@ def test_a_job_that_ends_and_is_forgotten_in_one_batch_keeps_its_count(reopen: R
     step = accept(1)
     journal.commit([step], 1000)
     book = Book(journal)
-    ended = book.move(row_of(step), replace(row_of(step), state=State.CANCELLED, ended_ms=2000), Cause.CANCEL)
+    ended = book.move(row_of(step), replace(row_of(step), state=State.CANCELLED, ended_ms=2000), Cause.CANCEL, 2000)
     book.forget(ended)
     journal.commit(book.steps, 2000)
     book.committed()

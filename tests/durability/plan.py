@@ -106,33 +106,33 @@ class _Planner:
         self._rows[spec.id] = self._book.accept(spec, data, digest(data), now_ms)
 
     def _due(self, row: JobRow, now_ms: int) -> JobRow:
-        return self._book.move(row, replace(row, state=State.READY, due_ms=0), Cause.DUE)
+        return self._book.move(row, replace(row, state=State.READY, due_ms=0), Cause.DUE, now_ms)
 
     def _cancel(self, row: JobRow, now_ms: int) -> JobRow:
         after = replace(row, state=State.CANCELLED, due_ms=0, ended_ms=now_ms, error="不要了" * 300)
-        return self._book.move(row, after, Cause.CANCEL)
+        return self._book.move(row, after, Cause.CANCEL, now_ms)
 
     def _dispatch(self, row: JobRow, now_ms: int) -> JobRow:
         self._tokens += 1
         after = replace(
             row, state=State.RUNNING, attempt=row.attempt + 1, token=self._tokens, worker="w", started_ms=now_ms
         )
-        return self._book.move(row, after, Cause.DISPATCH)
+        return self._book.move(row, after, Cause.DISPATCH, now_ms)
 
     def _finish(self, row: JobRow, now_ms: int) -> JobRow:
         size_bytes = self._random.choice((0, 10, 9000))
         result = KeptResult(self._random.randbytes(size_bytes), now_ms + 1000) if size_bytes else None
         after = replace(row, state=State.DONE, token=0, ended_ms=now_ms)
         attempt = self._attempt(row, Outcome.DONE, now_ms)
-        return self._book.move(row, after, Cause.FINISH, attempt=attempt, result=result)
+        return self._book.move(row, after, Cause.FINISH, now_ms, attempt=attempt, result=result)
 
     def _fail(self, row: JobRow, now_ms: int) -> JobRow:
         attempt = self._attempt(row, Outcome.FAILED, now_ms)
         if row.exhausted:
             after = replace(row, state=State.DEAD, token=0, ended_ms=now_ms)
-            return self._book.move(row, after, Cause.EXHAUST, attempt=attempt)
+            return self._book.move(row, after, Cause.EXHAUST, now_ms, attempt=attempt)
         after = replace(row, state=State.SCHEDULED, token=0, worker="", due_ms=now_ms + 5000, expires_at_ms=0)
-        return self._book.move(row, after, Cause.FAIL, attempt=attempt)
+        return self._book.move(row, after, Cause.FAIL, now_ms, attempt=attempt)
 
     def _attempt(self, row: JobRow, outcome: Outcome, now_ms: int) -> AttemptRow:
         return AttemptRow(row.attempt, row.token, row.worker, row.started_ms, now_ms, outcome, "x" * 50)

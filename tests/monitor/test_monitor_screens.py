@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from datetime import timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -48,7 +49,7 @@ def broker(**changes: object) -> BrokerInfo:
     return msgspec.structs.replace(made, **changes)
 
 
-def queue(name: str, **counts: int) -> QueueInfo:
+def queue(name: str, **counts: Any) -> QueueInfo:
     seven = {s: counts.pop(s, 0) for s in ("scheduled", "ready", "running", "done", "dead", "cancelled", "expired")}
     rest = {"oldest_ready_ms": 0, "consumers": 1, "slots": 2, "free": 0} | counts
     return QueueInfo(name=name, accepted=sum(seven.values()), **seven, **rest)

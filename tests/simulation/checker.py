@@ -80,6 +80,7 @@ class Checker:
                 on_disk = row is not None and row.attempt >= lease.attempt
                 demand(on_disk, "I4: a dispatch before its attempt is on disk")
                 self._check_credit(row, journal)
+                self._check_key(row, journal)
         elif isinstance(message, m.Acked):
             for token in message.accepted:
                 rows = [row for row in journal._rows.values() if row.token == token]
@@ -90,6 +91,13 @@ class Checker:
             return
         held = [r for r in journal._rows.values() if r.worker == row.worker and r.queue == row.queue and r.token]
         demand(len(held) <= self._slots[row.queue], "I8: more leases than credit")
+
+    def _check_key(self, row: JobRow | None, journal: MemoryJournal) -> None:
+        if row is None or row.state is not State.RUNNING or not row.concurrency_key:
+            return
+        key = row.concurrency_key
+        running = [r for r in journal._rows.values() if r.concurrency_key == key and r.state is State.RUNNING]
+        demand(len(running) <= row.concurrency_limit, "more jobs of one concurrency key run than its limit")
 
     def started(self, job_id: bytes, attempt: int, token: int) -> None:
         starts = self.starts[job_id]

@@ -18,7 +18,7 @@ from zq.broker.records import JobRow
 from zq.broker.sessions import Session
 from zq.protocol.job import ENDED
 
-SEEDS = range(12)
+SEEDS = range(60)
 
 
 def without_fence(patch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def play_all(*, speaks_first: bool = False) -> None:
         (without_fence, "I5"),
         (attempts_counted_at_failure, "I4"),
         (credit_not_enforced, "I8"),
-        (ended_jobs_not_remembered, r"I2|stands|a result makes a job done"),
+        (ended_jobs_not_remembered, r"I2|I4|stands|a result makes a job done"),
         (lost_leases_forgotten, r"I7|I8"),
     ],
 )

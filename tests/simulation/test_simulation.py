@@ -11,7 +11,7 @@ from tests.simulation.world import ALL_FAULTS, Faults, World
 from zq.protocol.job import State
 
 FAILED_BEFORE: list[int] = []
-SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "60"))
+SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "40"))
 
 
 def play(world: World, limit_ms: int = 120_000) -> None:
@@ -42,7 +42,7 @@ def test_without_faults_every_job_runs_once_and_is_done(seed: int) -> None:
     world = World(seed, Faults())
     play(world)
     states = {world.checker.ended[job_id] for job_id in world.checker.receipts}
-    assert states <= {State.DONE, State.EXPIRED}
+    assert states <= {State.DONE, State.EXPIRED, State.CANCELLED}, "cancelled: replaced by a newer one with its key"
     assert all(len(starts) == 1 for starts in world.checker.starts.values())
 
 

@@ -26,7 +26,7 @@ from tests.simulation.checker import Checker
 from zq.broker.core import Core, Settings
 from zq.broker.journal import MemoryJournal
 from zq.protocol import codec
-from zq.protocol.job import JobSpec, Outcome, encode_spec
+from zq.protocol.job import JobSpec, KeyPolicy, Outcome, encode_spec
 from zq.protocol.messages import BrokerMessage, PeerMessage
 from zq.workers import session as worker_session
 from zq.workers import session_io as io
@@ -220,10 +220,10 @@ class World:
             if self.core is not core:
                 return
             self.checker.committed(batch.steps)
-            self.journal.commit(batch.steps, self.now_ms)
-            core.committed()
+            self.journal.commit(batch.steps, self.now_ms, batch.facts)
+            events = core.committed(self.now_ms)
             if not self._speaks_first:
-                self._speak(core, batch.sends)
+                self._speak(core, [*batch.sends, *events])
             if self.core is core:
                 self.at(1, self._round)
 
@@ -256,6 +256,7 @@ class SimWorker:
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
+        self.tags = ("gpu",) if name.endswith("0") else ()
         self.frozen = False
         self._incarnation = 0
         self._begin()
@@ -269,7 +270,7 @@ class SimWorker:
         self._next_slot = 0
         self._held_back: list[BrokerMessage | io.Event] = []
         settings = worker_session.Settings(
-            instance=self.name, incarnation=world.random.randbytes(16), queues=QUEUES, tasks=("t",)
+            instance=self.name, incarnation=world.random.randbytes(16), queues=QUEUES, tasks=("t",), tags=self.tags
         )
         self.session = worker_session.Session(settings, world.now_ms)
         for queue, count in QUEUES.items():
@@ -453,6 +454,7 @@ class SimClient:
         self._left -= 1
         self._request += 1
         chosen = world.random
+        concurrency_key = chosen.choice(["", "", "c1", "c2"])
         spec = JobSpec(
             id=chosen.randbytes(16),
             task="t",
@@ -463,6 +465,10 @@ class SimClient:
             max_retries=chosen.randint(0, 3),
             backoff_ms=chosen.choice([0, 50, 1000]),
             key=chosen.choice(["", "", "", "k1", "k2"]),
+            key_policy=chosen.choice(list(KeyPolicy)),
+            concurrency_key=concurrency_key,
+            concurrency_limit=2 if concurrency_key == "c2" else 1,
+            tags=chosen.choice([(), (), (), ("gpu",)]),
         )
         data = encode_spec(spec)
         self._pending[self._request] = data

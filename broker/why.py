@@ -1,0 +1,61 @@
+"""Why does this job not run? The first thing that holds it, in the order in which the broker itself looks at them."""
+
+from __future__ import annotations
+
+import zq.protocol.messages as m
+from zq.broker.queues import Queue
+from zq.broker.records import JobRow
+from zq.broker.waiting import WaitingRoom
+from zq.protocol.job import State, format_id
+from zq.protocol.messages import WhyReason
+
+_HOLDERS_MAX = 16
+
+
+def why(request: int, row: JobRow, room: WaitingRoom, now_ms: int) -> m.Why:
+    reason, text, holders, wait_ms = _why(row, room, now_ms)
+    return m.Why(request, reason, text, holders, wait_ms)
+
+
+def _why(row: JobRow, room: WaitingRoom, now_ms: int) -> tuple[WhyReason, str, list[bytes], int]:
+    queue = room.queues.get(row.queue)
+    settings = queue.settings
+    if row.state is State.RUNNING:
+        return WhyReason.NOT_WAITING, f"it runs on {row.worker}, attempt {row.attempt}", [], 0
+    if row.state is State.SCHEDULED:
+        after = f" after attempt {row.attempt}: {row.error[:200]}" if row.attempt else ""
+        return WhyReason.NOT_DUE, f"it is not due yet{after}", [], max(0, row.due_ms - now_ms)
+    if row.state is not State.READY:
+        return WhyReason.NOT_WAITING, f"it is {row.state.label}", [], 0
+    if settings.paused:
+        return WhyReason.PAUSED, f"queue '{row.queue}' is paused; zq resume {row.queue}", [], 0
+    if not row.admitted:
+        holders = room.concurrency.holders(row.concurrency_key, _HOLDERS_MAX)
+        names = ", ".join(format_id(job_id) for job_id in holders[:3])
+        text = f"at most {row.concurrency_limit} with key '{row.concurrency_key}' at once; before it: {names}"
+        return WhyReason.CONCURRENCY, text[:500], holders, 0
+    if not queue.consumers:
+        return WhyReason.NO_CONSUMER, f"no worker serves queue '{row.queue}'", [], 0
+    if not any(consumer.tags.issuperset(row.tags) for consumer in queue.consumers.values()):
+        return WhyReason.TAGS, f"no worker of the queue has the tags {', '.join(row.tags)}", [], 0
+    if settings.running_max and queue.running >= settings.running_max:
+        return WhyReason.RUNNING_MAX, f"{queue.running} of the queue run, the most that may at once", [], 0
+    if settings.rate_per_s and queue.next_dispatch_ms > now_ms:
+        wait_ms = int(queue.next_dispatch_ms - now_ms) + 1
+        return WhyReason.RATE, f"at most {settings.rate_per_s:g} jobs a second are dispatched", [], wait_ms
+    return _no_credit_or_behind(row, queue, now_ms)
+
+
+def _no_credit_or_behind(row: JobRow, queue: Queue, now_ms: int) -> tuple[WhyReason, str, list[bytes], int]:
+    able = [c for c in queue.consumers.values() if c.tags.issuperset(row.tags)]
+    if all(consumer.free(queue.name) <= 0 for consumer in able):
+        leases = [lease for c in able for lease in c.leases.values() if lease.row.queue == queue.name]
+        longest = min(leases, key=lambda lease: lease.row.started_ms, default=None)
+        text = f"all {sum(c.limits.get(queue.name, 0) for c in able)} slots are busy"
+        if longest is not None:
+            seconds = (now_ms - longest.row.started_ms) // 1000
+            text += f"; the longest, job {format_id(longest.row.id)}, for {seconds} s on {longest.row.worker}"
+        return WhyReason.NO_CREDIT, text[:500], [lease.row.id for lease in leases[:_HOLDERS_MAX]], 0
+    head = queue.head(now_ms)
+    holders = [head.id] if head is not None and head.id != row.id else []
+    return WhyReason.BEHIND, "its turn is next, or others are before it: it is about to move", holders, 0
