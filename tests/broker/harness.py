@@ -1,14 +1,15 @@
-"""A broker's core with a memory journal and hand-made peers: messages in, messages out, no sockets and no clock."""
+"""A broker's core with a journal and hand-made peers: messages in, messages out, no sockets and no clock."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 import zq.protocol.messages as m
 from zq.broker.core import Core, Settings
-from zq.broker.journal import MemoryJournal
+from zq.broker.journal import Journal, MemoryJournal
 from zq.broker.records import JobRow
 from zq.broker.sessions import Identity
 from zq.protocol.job import JobSpec, Outcome, State, encode_spec, job_id_from
@@ -18,12 +19,15 @@ T = TypeVar("T")
 
 
 class Harness:
-    def __init__(self, settings: Settings | None = None) -> None:
+    """`reopen` gives the journal of the first broker, and again that of each further one; without it, one in memory."""
+
+    def __init__(self, settings: Settings | None = None, reopen: Callable[[], Journal] | None = None) -> None:
         self.settings = settings or Settings(
             heartbeat_ms=1000, session_timeout_ms=4000, resume_grace_ms=6000, retention_ms=100_000,
             result_ttl_ms=50_000,
         )
-        self.journal = MemoryJournal()
+        self._reopen = reopen if reopen is not None else MemoryJournal().reopen
+        self.journal: Journal = self._reopen()
         self.now_ms = 1_000_000
         self.identities: dict[str, Identity] = {}
         self.out: list[tuple[str, BrokerMessage]] = []
@@ -31,7 +35,8 @@ class Harness:
 
     def restart(self) -> None:
         """The broker dies and starts again on what was committed."""
-        self.core = Core(self.journal.reopen(), self.journal.epoch, self.now_ms, self.settings)
+        self.journal = self._reopen()
+        self.core = Core(self.journal, self.journal.epoch, self.now_ms, self.settings)
 
     def say(self, peer: str, *messages: PeerMessage) -> list[BrokerMessage]:
         """Messages of one peer in one round; what the broker then sends to that peer."""

@@ -1,0 +1,453 @@
+"""The broker's core against a small model, over every sequence of events that Hypothesis can think of.
+
+In memory and on real LMDB, with restarts. What is compared after every event: each job, each lease, each count, and
+the journal's own consistency.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from msgspec.structs import replace
+
+import zq.protocol.messages as m
+from tests.broker.harness import Harness, one
+from tests.model.model import Job, Model, Worker
+from tests.simulation.test_mutations import (
+    attempts_counted_at_failure,
+    credit_not_enforced,
+    ended_jobs_not_remembered,
+    lost_leases_forgotten,
+    without_fence,
+)
+from zq.broker.check import check
+from zq.broker.core import Settings
+from zq.broker.journal import Journal
+from zq.broker.leases import Lease, Leases
+from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.records import JobRow
+from zq.protocol.errors import Code
+from zq.protocol.job import ENDED, JobSpec, Outcome, State, encode_spec, job_id_from
+from zq.protocol.messages import BrokerMessage, PeerMessage, ReceiptStatus, Role
+
+SETTINGS = Settings(
+    heartbeat_ms=1000, session_timeout_ms=4000, resume_grace_ms=6000, retention_ms=30_000, result_ttl_ms=50_000
+)
+QUEUES = ("status", "合并")
+WORKERS = ("w1", "w2", "w3")
+KEYS = ("", "", "exam:1", "考试:2")
+NUMBER = st.integers(0, 50)
+"""Chooses one of however many there are."""
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.zq = Harness(SETTINGS, self.journals())
+        self.model = Model(SETTINGS)
+        self.names = 0
+        self.read = 0
+
+    def journals(self) -> Callable[[], Journal] | None:
+        return None
+
+    @property
+    def now_ms(self) -> int:
+        return self.zq.now_ms
+
+    # ------------------------------------------------------------------------------------------ rounds
+
+    def say(self, peer: str, message: PeerMessage, happens: Callable[[], None] = lambda: None) -> list[BrokerMessage]:
+        """One message in a round of its own, of which the model says what happens."""
+        happens()
+        answers = self.zq.say(peer, message)
+        self.settle()
+        return answers
+
+    def ask(self, kind: Any, message: Callable[[int], PeerMessage], happens: Callable[[], None] = lambda: None) -> Any:
+        """One message of a client."""
+        session = self.zq.client()
+        self.settle()
+        return one(self.say("client", message(session), happens), kind)
+
+    def settle(self) -> None:
+        """The model does what the round has done, and takes note of what was dispatched."""
+        self.model.advance(self.now_ms)
+        for peer, message in self.zq.out[self.read :]:
+            if isinstance(message, m.Dispatch):
+                worker = self.model.workers[peer]
+                assert message.session == worker.session
+                worker.seen = message.number
+                for lease in message.leases:
+                    self.model.dispatch(worker, self.model.jobs[lease.job_id], lease.attempt, lease.token)
+                    worker.leases[lease.token] = lease.job_id
+        self.read = len(self.zq.out)
+        for job_id in list(self.model.jobs):
+            if self.zq.journal.row(job_id) is None:
+                self.model.forget(job_id, self.now_ms)
+        for job_id, job in self.model.jobs.items():
+            self.compare(job_id, job)
+        assert not self.model.idle_while_work_waits()
+
+    def compare(self, job_id: bytes, job: Job) -> None:
+        row = self.zq.row(job_id)
+        assert row.state is job.state, f"{row.state.label}, and {job.state.label} was expected"
+        assert (row.attempt, row.uncounted, row.token) == (job.attempt, job.uncounted, job.token)
+        assert (row.cancel_asked, row.ended_ms, row.seq) == (job.cancel_asked, job.ended_ms, job.seq)
+        if job.state is State.SCHEDULED and not job.due_ms:
+            low_ms, high_ms = job.due_range_ms
+            assert low_ms <= row.due_ms <= high_ms
+            job.due_ms = row.due_ms
+        assert row.due_ms == job.due_ms
+        kept = self.zq.journal.result(job_id)
+        assert (kept.data if kept is not None else b"") == job.result
+
+    def job(self, number: int) -> Job:
+        jobs = list(self.model.jobs.values())
+        return jobs[number % len(jobs)]
+
+    def worker(self, number: int) -> Worker:
+        workers = [worker for worker in self.model.workers.values() if worker.session]
+        worker = workers[number % len(workers)]
+        worker.heard_ms = self.now_ms
+        return worker
+
+    def jobs_exist(self) -> bool:
+        return bool(self.model.jobs)
+
+    def workers_exist(self) -> bool:
+        return any(worker.session for worker in self.model.workers.values())
+
+    def leases_exist(self) -> bool:
+        return any(worker.session and worker.leases for worker in self.model.workers.values())
+
+    # ------------------------------------------------------------------------------------------ clients
+
+    @initialize(jobs=st.integers(0, 4))
+    def begin(self, jobs: int) -> None:
+        self.join(0, 2, 1)
+        for number in range(jobs):
+            self.submit(QUEUES[number % 2], "", 5, 0, 0, 1)
+
+    @rule(
+        queue=st.sampled_from(QUEUES), key=st.sampled_from(KEYS), priority=st.sampled_from((0, 5, 9)),
+        delay_ms=st.sampled_from((0, 0, 300, 3000)), expires_ms=st.sampled_from((0, 0, 0, 1000, 5000)),
+        max_retries=st.integers(0, 3),
+    )  # fmt: skip
+    def submit(
+        self, queue: str, key: str, priority: int, delay_ms: int, expires_ms: int, max_retries: int
+    ) -> None:
+        self.names += 1
+        spec = JobSpec(
+            job_id_from(str(self.names)), "t", queue, key=key, priority=priority, delay_ms=delay_ms,
+            expires_ms=expires_ms, max_retries=max_retries, backoff_ms=1000,
+        )  # fmt: skip
+        holder = self.model.key_holder(key)
+        if holder is not None:
+            receipt = self.submit_spec(spec)
+            assert (receipt.status, receipt.job_id) == (ReceiptStatus.KEY_TAKEN, holder.spec.id)
+        else:
+            receipt = self.submit_spec(spec, lambda: self.model.accept(spec, self.now_ms))
+            assert (receipt.status, receipt.job_id) == (ReceiptStatus.ACCEPTED, spec.id)
+
+    def submit_spec(self, spec: JobSpec, happens: Callable[[], None] = lambda: None) -> m.Receipt:
+        answer: m.Receipts = self.ask(m.Receipts, lambda s: m.Submit(s, 1, [encode_spec(spec)]), happens)
+        return answer.receipts[0]
+
+    @precondition(jobs_exist)
+    @rule(number=NUMBER, other=st.booleans())
+    def submit_again(self, number: int, other: bool) -> None:
+        job = self.job(number)
+        if other:
+            changed = JobSpec(job.spec.id, "another.task", job.spec.queue)
+            assert self.submit_spec(changed).code is Code.CONFLICT
+        else:
+            state = job.state
+            receipt = self.submit_spec(job.spec)
+            assert (receipt.status, receipt.state) == (ReceiptStatus.DUPLICATE, state)
+
+    @precondition(jobs_exist)
+    @rule(number=NUMBER)
+    def cancel(self, number: int) -> None:
+        job = self.job(number)
+        before = job.state
+        answer = self.ask(
+            m.Changed, lambda s: m.Cancel(s, 1, [job.spec.id]), lambda: self.model.cancel(job, self.now_ms)
+        )
+        change = answer.changes[0]
+        if before in ENDED:
+            assert change.code is (None if before is State.CANCELLED else Code.NOT_ALLOWED)
+            assert change.state is before
+        else:
+            assert change.code is None
+            assert change.state is (State.RUNNING if before is State.RUNNING else State.CANCELLED)
+
+    @precondition(jobs_exist)
+    @rule(number=NUMBER)
+    def retry(self, number: int) -> None:
+        job = self.job(number)
+        may = self.model.may_retry(job)
+        answer = self.ask(
+            m.Changed, lambda s: m.RetryEnded(s, 1, [job.spec.id]), lambda: self.model.retry(job) if may else None
+        )
+        assert (answer.changes[0].code is None) is may
+
+    # ------------------------------------------------------------------------------------------ workers
+
+    @rule(number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2))
+    def join(self, number: int, slots: int, other_slots: int) -> None:
+        """A worker says HELLO, also in the place of an earlier session of its own, and claims what it still has."""
+        name = WORKERS[number % len(WORKERS)]
+        worker = self.model.workers.setdefault(name, Worker(name))
+        self.model.orphan(worker, self.now_ms)
+        credit = [m.QueueSlots(QUEUES[0], slots), m.QueueSlots(QUEUES[1], other_slots)]
+        hello = m.Hello(1, 1, Role.WORKER, name, bytes(16), credit, ["t"])
+        session = one(self.say(name, hello), m.Welcome).session
+        worker.session, worker.heard_ms, worker.seen = session, self.now_ms, 0
+        claims = []
+        for token, job_id in worker.leases.items():
+            job = self.model.jobs.get(job_id)
+            claims.append(m.LeaseClaim(job_id, job.attempt if job is not None else 1, token))
+        held: list[int] = []
+        resume = m.Resume(session, claims)
+        answers = self.say(
+            name, resume, lambda: held.extend(self.model.claim(worker, list(worker.leases), self.now_ms))
+        )
+        resumed = one(answers, m.Resumed)
+        assert sorted(resumed.held) == sorted(held)
+        assert sorted(resumed.lost) == sorted(set(worker.leases) - set(held))
+        worker.leases = {token: worker.leases[token] for token in held}
+        self.say(name, m.Credit(session, credit), lambda: self.give_credit(worker, credit))
+
+    def give_credit(self, worker: Worker, credit: list[m.QueueSlots]) -> None:
+        worker.credit = {entry.queue: entry.slots for entry in credit}
+
+    @precondition(workers_exist)
+    @rule(number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), by_beat=st.booleans())
+    def credit(self, number: int, slots: int, other_slots: int, by_beat: bool) -> None:
+        worker = self.worker(number)
+        credit = [m.QueueSlots(QUEUES[0], slots), m.QueueSlots(QUEUES[1], other_slots)]
+        message: PeerMessage = m.Credit(worker.session, credit)
+        if by_beat:
+            message = m.Beat(worker.session, worker.seen, list(worker.leases), [], credit)
+        self.say(worker.name, message, lambda: self.give_credit(worker, credit))
+
+    @precondition(leases_exist)
+    @rule(
+        number=NUMBER, which=NUMBER, outcome=st.sampled_from([*Outcome, Outcome.DONE]), result=st.binary(max_size=3),
+        retry_after_ms=st.sampled_from((-1, -1, 0, 500)),
+    )  # fmt: skip
+    def ack(self, number: int, which: int, outcome: Outcome, result: bytes, retry_after_ms: int) -> None:
+        worker = self.worker(number)
+        if not worker.leases:
+            return
+        token = list(worker.leases)[which % len(worker.leases)]
+        job = self.model.jobs[worker.leases.pop(token)]
+        assert job.token == token, "the worker has what the broker does not know"
+        word = m.Result(job.spec.id, job.attempt, token, outcome, result=result, retry_after_ms=retry_after_ms)
+        kept = result if outcome is Outcome.DONE else b""
+        acked = self.say(
+            worker.name, m.Ack(worker.session, [word]),
+            lambda: self.model.end_attempt(job, outcome, kept, retry_after_ms, self.now_ms),
+        )  # fmt: skip
+        assert one(acked, m.Acked).accepted == [token]
+        again = one(self.say(worker.name, m.Ack(worker.session, [word])), m.Acked)
+        assert (again.accepted, again.stale) == ([], [token])
+
+    @precondition(lambda self: self.workers_exist() and self.jobs_exist())
+    @rule(number=NUMBER, which=NUMBER, token_off=st.sampled_from((-1, 1, 1 << 40)), attempt_off=st.integers(-1, 1))
+    def stale_ack(self, number: int, which: int, token_off: int, attempt_off: int) -> None:
+        """I5: a word under a token that is not this session's current one changes nothing."""
+        worker, job = self.worker(number), self.job(which)
+        token = job.token + token_off if job.token else self.model.token + abs(token_off)
+        word = m.Result(job.spec.id, max(1, job.attempt + attempt_off), max(1, token), Outcome.DONE, result=b"\x07")
+        acked = one(self.say(worker.name, m.Ack(worker.session, [word])), m.Acked)
+        assert (acked.accepted, acked.stale) == ([], [word.token])
+
+    @precondition(leases_exist)
+    @rule(number=NUMBER, which=NUMBER)
+    def beat_without_a_lease(self, number: int, which: int) -> None:
+        """A worker that has lost a job, say with its slot, and says so by not naming it."""
+        worker = self.worker(number)
+        if worker.leases:
+            token = list(worker.leases)[which % len(worker.leases)]
+            job = self.model.jobs[worker.leases.pop(token)]
+            self.beat(worker, lambda: self.model.lose(job, self.now_ms))
+
+    def beat(self, worker: Worker, happens: Callable[[], None] = lambda: None) -> None:
+        worker.heard_ms = self.now_ms
+        answers = self.say(worker.name, m.Beat(worker.session, worker.seen, list(worker.leases)), happens)
+        assert not [a for a in answers if isinstance(a, m.Revoke)], "it has only what is its own"
+
+    @precondition(workers_exist)
+    @rule(number=NUMBER)
+    def bye(self, number: int) -> None:
+        worker = self.worker(number)
+        session = worker.session
+        self.say(worker.name, m.Bye(session), lambda: self.model.leave(worker, self.now_ms))
+        worker.leases.clear()
+        refused = one(self.say(worker.name, m.Beat(session, 0, [])), m.Refusal)
+        assert refused.code is Code.UNKNOWN_SESSION
+
+    # ------------------------------------------------------------------------------------------ time and death
+
+    @rule(
+        rounds=st.integers(1, 12), step_ms=st.sampled_from((250, 500, 1000)), beating=st.sets(st.sampled_from(WORKERS))
+    )
+    def time_passes(self, rounds: int, step_ms: int, beating: set[str]) -> None:
+        """Only some workers are heard meanwhile."""
+        for _ in range(rounds):
+            self.zq.round(step_ms)
+            self.settle()
+            for worker in self.model.workers.values():
+                if worker.session and worker.name in beating:
+                    self.beat(worker)
+
+    @rule(gap_ms=st.integers(5001, 60_000))
+    def the_broker_stands_still(self, gap_ms: int) -> None:
+        self.model.stood_still(gap_ms, self.now_ms + gap_ms)
+        self.zq.round(gap_ms)
+        self.settle()
+
+    @rule()
+    def the_broker_restarts(self) -> None:
+        self.model.restart(self.now_ms)
+        self.zq.restart()
+        self.zq.round()
+        self.settle()
+
+    # ------------------------------------------------------------------------------------------ always
+
+    @invariant()
+    def counts_are_those_of_the_model(self) -> None:
+        counts = self.zq.journal.counts()
+        found = {(name, state): n for name, c in counts.items() for state, n in c.by_state.items() if n}
+        assert found == dict(self.model.counts())
+        assert all(c.balanced() for c in counts.values())
+
+    @invariant()
+    def leases_are_those_of_the_model(self) -> None:
+        core = self.zq.core
+        running = {job.token: job for job in self.model.jobs.values() if job.state is State.RUNNING}
+        assert set(core.leases.by_token) == set(running)
+        for worker in self.model.workers.values():
+            session = core.sessions.workers.get(worker.name)
+            assert (session.id if session is not None else 0) == worker.session
+            if session is not None:
+                assert set(session.leases) == {job.token for job in self.model.held(worker)}
+                assert {q: n for q, n in session.limits.items() if n} == {q: n for q, n in worker.credit.items() if n}
+
+    @invariant()
+    def the_journal_is_whole(self) -> None:
+        assert check(self.zq.journal) == []
+
+    def teardown(self) -> None:
+        self.zq.journal.close()
+
+
+class LmdbMachine(Machine):
+    """On real LMDB. A restart opens it again."""
+
+    def journals(self) -> Callable[[], Journal]:
+        # In memory where there is such a file system: what a power failure does is shown in tests/durability.
+        place = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        self.place = place
+        opened: list[LmdbJournal] = []
+
+        def reopen() -> Journal:
+            if opened:
+                opened.pop().close()
+            opened.append(LmdbJournal(Path(place.name) / "journal", map_size_bytes=1 << 26))
+            return opened[0]
+
+        return reopen
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.place.cleanup()
+
+
+def run(machine: type[Machine], examples: int, steps: int, *, seeded: bool = True, shrink: bool = True) -> None:
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=seeded, database=None,
+            suppress_health_check=list(HealthCheck), phases=phases, report_multiple_bugs=False,
+        ),
+    )  # fmt: skip
+
+
+def test_the_core_does_what_the_model_says() -> None:
+    run(Machine, 120, 40)
+
+
+def test_the_core_on_lmdb_does_what_the_model_says() -> None:
+    run(LmdbMachine, 40, 40)
+
+
+def hand_backs_count(patch: pytest.MonkeyPatch) -> None:
+    """A job that is handed back on its last attempt is dead."""
+    end = Leases.end
+
+    def counting(self: Leases, lease: Lease, word: m.Result, now_ms: int) -> JobRow:
+        if word.outcome is Outcome.HANDED_BACK and lease.row.exhausted:
+            word = replace(word, outcome=Outcome.FAILED)
+        return end(self, lease, word, now_ms)
+
+    patch.setattr(Leases, "end", counting)
+
+
+def cancelling_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
+    adopt = Leases.adopt
+
+    def forgetting(self: Leases, row: JobRow, claim_by_ms: int) -> None:
+        adopt(self, replace(row, cancel_asked=False), claim_by_ms)
+
+    patch.setattr(Leases, "adopt", forgetting)
+
+
+def expiry_holds_after_a_failure(patch: pytest.MonkeyPatch) -> None:
+    close = Leases._close
+
+    def keeping(self: Leases, lease: Lease, after: JobRow, *rest: Any) -> JobRow:
+        if after.state is State.SCHEDULED:
+            after = replace(after, expires_at_ms=lease.row.expires_at_ms)
+        return close(self, lease, after, *rest)
+
+    patch.setattr(Leases, "_close", keeping)
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [
+        hand_backs_count, cancelling_is_forgotten_at_a_restart, expiry_holds_after_a_failure, without_fence,
+        attempts_counted_at_failure, credit_not_enforced, ended_jobs_not_remembered, lost_leases_forgotten,
+    ],
+)  # fmt: skip
+def test_a_defect_is_found(defect: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model can fail."""
+    defect(monkeypatch)
+    with pytest.raises(AssertionError):
+        run(Machine, 300, 40, shrink=False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("machine", [Machine, LmdbMachine])
+def test_the_core_does_what_the_model_says_for_long(machine: type[Machine]) -> None:
+    run(machine, 1500, 80, seeded=False)
