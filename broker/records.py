@@ -9,8 +9,9 @@ upgrade in lmdb_journal.py; the numbers of State, Cause and Outcome are part of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+import struct
 from enum import StrEnum
 
 import msgspec
@@ -140,6 +141,8 @@ def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms:
 class Index(StrEnum):
     """Ordered sets of job ids. The value is the table's name on disk."""
 
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
     READY = "ready"
     """queue, lane, then higher priority, then acceptance: the order of dispatch."""
     PARKED = "parked"
@@ -154,42 +157,37 @@ class Index(StrEnum):
     """All but READY: state, queue, then the time of the state (due, started or ended)."""
 
 
-def _u64(number: int) -> bytes:
-    return number.to_bytes(8, "big")
+_u64 = struct.Struct(">Q").pack
 
 
+@functools.lru_cache(4096)
 def queue_prefix(queue: str) -> bytes:
     """Eight bytes for a queue's name; two queues that collide (2^-64 a pair) would share an index and be refused."""
     return hashlib.blake2b(queue.encode(), digest_size=8).digest()
 
 
-_prefixes: dict[str, bytes] = {}
-
-
-def _prefix(queue: str) -> bytes:
-    known = _prefixes.get(queue)
-    if known is None:
-        if len(_prefixes) > 4096:
-            _prefixes.clear()
-        known = _prefixes[queue] = queue_prefix(queue)
-    return known
-
-
 LANE_BYTES = 8
 _NO_TAGS = bytes(LANE_BYTES)
+_PREFIXES_REMEMBERED = 16_384
 
 
+@functools.lru_cache(_PREFIXES_REMEMBERED)
 def lane_of(tags: tuple[str, ...]) -> bytes:
     """Jobs that require the same tags stand in one lane: a job nobody can run then holds up only its like."""
     return _NO_TAGS if not tags else hashlib.blake2b("\0".join(tags).encode(), digest_size=LANE_BYTES).digest()
 
 
 def lane_prefix(queue: str, lane: bytes, priority: int) -> bytes:
-    return _prefix(queue) + lane + bytes((9 - priority,))
+    return queue_prefix(queue) + lane + bytes((9 - priority,))
+
+
+@functools.lru_cache(_PREFIXES_REMEMBERED)
+def _ready_prefix(queue: str, tags: tuple[str, ...], priority: int) -> bytes:
+    return lane_prefix(queue, lane_of(tags), priority)
 
 
 def ready_key(row: JobRow) -> bytes:
-    return lane_prefix(row.queue, lane_of(row.tags), row.priority) + _u64(row.seq)
+    return _ready_prefix(row.queue, row.tags, row.priority) + _u64(row.seq)
 
 
 def _parked_key(row: JobRow) -> bytes:
@@ -204,30 +202,31 @@ def key_digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
+@functools.lru_cache(_PREFIXES_REMEMBERED)
 def state_prefix(state: State, queue: str) -> bytes:
-    return bytes((state,)) + _prefix(queue)
+    return bytes((state,)) + queue_prefix(queue)
 
 
-def index_keys(row: JobRow) -> Iterator[tuple[Index, bytes]]:
+def index_keys(row: JobRow) -> list[tuple[Index, bytes]]:
     """Where the row stands. Each key ends in something unique to the job, and the value under it is the job's id."""
     state = row.state
     if state is State.READY:
-        if row.admitted:
-            yield Index.READY, ready_key(row)
-        else:
-            yield Index.PARKED, _parked_key(row)
+        keys = [(Index.READY, ready_key(row)) if row.admitted else (Index.PARKED, _parked_key(row))]
     else:
         when_ms = row.ended_ms
         if state is State.SCHEDULED:
             when_ms = row.due_ms
-            yield Index.DUE, _u64(when_ms) + row.id
         elif state is State.RUNNING:
             when_ms = row.started_ms
-        yield Index.STATE, state_prefix(state, row.queue) + _u64(when_ms) + row.id
+        when = _u64(when_ms) + row.id
+        keys = [(Index.STATE, state_prefix(state, row.queue) + when)]
+        if state is State.SCHEDULED:
+            keys.append((Index.DUE, when))
     if row.concurrency_key and row.admitted and (state is State.READY or state is State.RUNNING):
-        yield Index.ADMITTED, _admitted_key(row)
+        keys.append((Index.ADMITTED, _admitted_key(row)))
     if row.expires_at_ms and (state is State.READY or state is State.SCHEDULED):
-        yield Index.EXPIRY, _u64(row.expires_at_ms) + row.id
+        keys.append((Index.EXPIRY, _u64(row.expires_at_ms) + row.id))
+    return keys
 
 
 def holds_key(row: JobRow) -> bool:

@@ -34,6 +34,8 @@ DurationMs = Annotated[int, Meta(ge=0, le=limits.DURATION_MS_MAX)]
 class State(IntEnum):
     """Where a job is. The numbers are on disk and on the wire: never reuse one."""
 
+    __hash__ = int.__hash__  # Enum's own is written in Python, and states are hashed many times for each job
+
     SCHEDULED = 1
     """Waits for its time: a delay, a run_at, a retry's backoff. Left when it is due."""
     READY = 2
@@ -60,6 +62,8 @@ class State(IntEnum):
 
 class Cause(IntEnum):
     """Why a job changed its state. The numbers are on disk: never reuse one."""
+
+    __hash__ = int.__hash__
 
     ACCEPT = 1
     DUE = 2
