@@ -60,10 +60,12 @@ class Feed:
 
     def _answer(self, ask: m.AskEvents) -> m.Events:
         rows = self._book.view.events(ask.after, _SCAN_MAX)
-        gap = bool(rows) and rows[0].number > ask.after + 1
+        newest = self._book.view.last_event
+        # A number that is still to come was read before an older journal was restored, or asks what the newest one is.
+        gap = (bool(rows) and rows[0].number > ask.after + 1) or ask.after > newest
         found: list[m.EventInfo] = []
         size_bytes = 0
-        last = max(ask.after, 0) if rows else max(ask.after, self._book.view.last_event)
+        last = ask.after if rows else newest
         for row in rows:
             last = row.number
             if (not ask.queue or row.queue == ask.queue) and (not ask.job_id or row.job_id == ask.job_id):

@@ -575,7 +575,8 @@ class Events(FromBroker, frozen=True, tag=117):
     last: Number
     """Ask again after this number."""
     gap: bool = False
-    """Events between `after` and the first one here have been forgotten: look at the whole again."""
+    """Events between `after` and the first one here have been forgotten, or `after` is still to come in this journal:
+    look at the whole again."""
 
 
 class QueueSet(FromBroker, frozen=True, tag=118):

@@ -254,6 +254,13 @@ def test_events_are_numbered_without_a_gap_over_restarts_and_can_be_read_on_from
     assert zq.ask(m.Events, m.AskEvents(0, 1, rest.last)).events == []
 
 
+def test_a_number_that_is_still_to_come_is_answered_with_the_newest_and_a_gap(zq: Harness) -> None:
+    zq.submit("events")
+    newest = zq.ask(m.Events, m.AskEvents(0, 1, 0)).last
+    answer = zq.ask(m.Events, m.AskEvents(0, 1, (1 << 63) - 1, wait_ms=5000))
+    assert (answer.events, answer.last, answer.gap) == ([], newest, True)
+
+
 def test_who_waits_for_events_hears_of_them_when_they_are_on_disk(zq: Harness) -> None:
     session = zq.client("reader")
     assert zq.say("reader", m.AskEvents(session, 9, 0, wait_ms=5000)) == []
