@@ -24,6 +24,9 @@ from benchmarks.processes import Started, wait_until
 
 DELAY_S: Final = 2.0
 _DRAIN_LIMIT_S: Final = 60.0
+_DRAIN_S: Final = 2.5
+"""About what a drain takes; it has at least _DRAIN_LEAST jobs."""
+_DRAIN_LEAST: Final = 200
 _WARM_UP: Final = 5
 
 
@@ -147,14 +150,21 @@ class Run:
         self.peer.submit_each(turns.during(self.scale.confirmed_s))
         self.figures["confirmed_per_s"] = self._take(turns).rate_per_s()
 
-    def bulk(self, count: int) -> None:
-        numbers = range(self._submitted, self._submitted + count)
-        start_s = time.monotonic()
-        self.peer.submit_all(numbers)
+    def fill(self, count: int) -> int:
+        """Let so many jobs wait; the first of their numbers."""
+        first = self._submitted
         self._submitted += count
-        if self.peer.bulk:
-            rate = count / (time.monotonic() - start_s)
-            self.figures["bulk_per_s"] = max(rate, self.figures.get("bulk_per_s", 0.0))
+        self.peer.submit_all(range(first, self._submitted))
+        return first
+
+    def bulk(self) -> None:
+        """The last of all: these jobs are left where they are, so that their number need not be one to be drained."""
+        if not self.peer.bulk:
+            return
+        count = round(self.peer.bulk_jobs * self.scale.jobs)
+        start_s = time.monotonic()
+        self.fill(count)
+        self.figures["bulk_per_s"] = count / (time.monotonic() - start_s)
 
     def drain(self, slots: int, name: str, first: int) -> None:
         """Jobs wait, then a worker starts; until all have run. `first` is the first number that waits."""
@@ -170,13 +180,17 @@ class Run:
         for kind, count in found._asdict().items():
             self.figures[f"{name}_{kind}"] = count
 
-    def idle_worker(self, late: bool) -> None:
-        """One worker with nothing to do: how soon a job starts, how soon its result is there, how late it is."""
+    def idle_worker(self, late: bool) -> float:
+        """One worker with nothing to do: how soon a job starts, how soon its result is there, how late it is.
+
+        Before that it runs what waits; returned is its rate at that, by which the drains are sized.
+        """
+        if not self._submitted:
+            self.fill(_WARM_UP)
         with self._worker(1, due=late) as seen:
-            warm = self._turns()
-            self.peer.submit_each(warm.paced(_WARM_UP, 0.0))
-            ran = self._take(warm).count
-            wait_until(lambda: evidence.count(seen) >= ran, 20, "the first job")
+            ran = self._submitted
+            wait_until(lambda: evidence.count(seen) >= ran, _DRAIN_LIMIT_S, "the end of what waited")
+            rate_per_s = evidence.rate_per_s(evidence.read(seen))
             starts = self._turns()
             self.peer.submit_each(starts.paced(self.scale.starts, 0.012))
             ran += self._take(starts).count
@@ -188,7 +202,7 @@ class Run:
                 self.figures |= spread_ms("result", calls.latencies_ms())
             lates = self._turns()
             if late:
-                self.peer.submit_each_later(lates.paced(self.scale.late, 0.012), DELAY_S)
+                self.peer.submit_each_later(lates.paced(self.scale.late, 0.02), DELAY_S)
                 ran += self._take(lates).count
                 wait_until(lambda: evidence.count(seen) >= ran, 70, "the start of every delayed job", 0.25)
         at_ns = {item.number: item.at_ns for item in evidence.read(seen)}
@@ -196,17 +210,16 @@ class Run:
         if late:
             due = [(at_ns[n] - taken) / 1e6 - DELAY_S * 1000 for n, taken in lates.taken_ns.items()]
             self.figures |= spread_ms("late", due)
+        return rate_per_s
 
-    def all(self, late: bool = True) -> None:
-        wanted = round(self.peer.drain_jobs * self.scale.jobs)
+    def all(self) -> None:
         self.confirmed()
-        if self._submitted < wanted or self.peer.bulk:
-            self.bulk(wanted)
-        self.drain(1, "drain_one", 0)
-        first = self._submitted
-        self.bulk(round(wanted * min(self.slots, 2)))
-        self.drain(self.slots, "drain_all", first)
-        self.idle_worker(late)
+        rate_per_s = self.idle_worker(late=True)
+        most = round(self.peer.drain_jobs * self.scale.jobs)
+        count = min(most, max(_DRAIN_LEAST, round(rate_per_s * _DRAIN_S * self.scale.jobs)))
+        self.drain(1, "drain_one", self.fill(count))
+        self.drain(self.slots, "drain_all", self.fill(count * min(self.slots, 4)))
+        self.bulk()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

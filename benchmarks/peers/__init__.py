@@ -22,7 +22,8 @@ class Peer(ABC):
     setting: ClassVar[str]
     """How it was configured, in a line for the report."""
     drain_jobs: ClassVar[int]
-    """What one slot runs in about two seconds."""
+    """The most that one slot is given to drain."""
+    bulk_jobs: ClassVar[int] = 4000
     bulk: ClassVar[str] = ""
     """Its way to submit many jobs at once; empty if it has none."""
     results: ClassVar[bool] = True

@@ -36,7 +36,7 @@ def call(number: int) -> int:
 
 class CeleryPeer(Peer):
     setting = "prefork, acks late, prefetch 64 a process, no gossip, mingle or events, results only where asked for"
-    drain_jobs = 2000
+    drain_jobs = 4000
 
     def submit_each(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -31,7 +31,7 @@ def call(number: int) -> int:
 
 class DramatiqPeer(Peer):
     setting = "a process a slot with 8 threads each (its default), acknowledged after the run, prefetch as it comes"
-    drain_jobs = 8000
+    drain_jobs = 16000
 
     def submit_each(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -27,7 +27,7 @@ def call(number: int) -> int:
 
 class HueyPeer(Peer):
     setting = "process workers, blocking pop; a job is gone from Redis before it runs (a killed worker loses it)"
-    drain_jobs = 4000
+    drain_jobs = 12000
 
     def submit_each(self, numbers: Iterable[int]) -> None:
         for number in numbers:

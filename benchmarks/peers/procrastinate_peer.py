@@ -21,7 +21,8 @@ async def noop(number: int) -> None:
 
 class ProcrastinatePeer(Peer):
     setting = "synchronous_commit on, a process a slot, 10 coroutines each, LISTEN/NOTIFY, polls each 0.1 s"
-    drain_jobs = 800
+    drain_jobs = 2000
+    bulk_jobs = 8000
     bulk = "batch_defer"
     results = False
 

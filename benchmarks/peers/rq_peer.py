@@ -17,7 +17,8 @@ from benchmarks.peers import Peer, url
 
 class RqPeer(Peer):
     setting = "SimpleWorker, a process a slot (its default worker forks for every job and is slower), no results kept"
-    drain_jobs = 2000
+    drain_jobs = 4000
+    bulk_jobs = 8000
     bulk = "enqueue_many"
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ def settings() -> dict[str, Any]:
 
 class SaqPeer(Peer):
     setting = "a process a slot, 10 coroutines each (its default), acknowledged after the run"
-    drain_jobs = 4000
+    drain_jobs = 8000
     bulk = f"{_GATHERED} enqueues gathered"
 
     def __init__(self) -> None:

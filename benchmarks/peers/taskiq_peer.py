@@ -28,7 +28,7 @@ async def noop(number: int) -> int:
 
 class TaskiqPeer(Peer):
     setting = "Redis streams, a process a slot, 100 coroutines each (default), acknowledged after the result is saved"
-    drain_jobs = 4000
+    drain_jobs = 12000
     bulk = f"{_GATHERED} kiqs gathered"
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,8 @@ def noop(number: int) -> int:
 
 class ZqPeer(Peer):
     setting = "fsync before every receipt and dispatch, acknowledged after the run, slots are processes"
-    drain_jobs = 20_000
+    drain_jobs = 40_000
+    bulk_jobs = 60_000
     bulk = "submit_many"
 
     def __init__(self) -> None:
@@ -54,7 +56,7 @@ class ZqPeer(Peer):
 
     def commands(self, slots: int) -> list[list[str]]:
         worker = [sys.executable, "-m", "zq.workers", "--queue", QUEUE, "--slots", str(slots), "--tasks", __name__]
-        return [[*worker, "--name", "bench", "--config", url()]]
+        return [[*worker, "--name", f"bench-{os.getpid()}", "--config", url()]]
 
     def settled(self, count: int) -> None:
         until_s = time.monotonic() + _SETTLED_S

@@ -150,11 +150,11 @@ def test_zq_goes_through_the_driver_with_small_counts(tmp_path: Path) -> None:
         code = (
             "import sys, json, pathlib\n"
             "from benchmarks import driver, peers\n"
-            "run = driver.Run(peers.make('zq'), pathlib.Path(sys.argv[1]), 1, driver.Scale(0.05, 1, 3, 3, 3))\n"
+            "run = driver.Run(peers.make('zq'), pathlib.Path(sys.argv[1]), 1, driver.Scale(0.05, 0.001, 3, 3, 3))\n"
             "run.confirmed()\n"
-            "run.bulk(20)\n"
-            "run.drain(1, 'drain_one', 0)\n"
             "run.idle_worker(late=False)\n"
+            "run.drain(1, 'drain_one', run.fill(20))\n"
+            "run.bulk()\n"
             "run.peer.close()\n"
             "json.dump(run.figures, sys.stdout)\n"
         )
