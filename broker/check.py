@@ -1,4 +1,5 @@
-"""Is the journal whole? Every row against indexes, counts, attempts and body: what a defect or bad storage would break.
+"""Is the journal whole? Every row against indexes, counts, attempts, history and body: what a defect or bad storage
+would break.
 
 LMDB has no checksums. Every job's body has one here, its digest, and of everything else there are two records that
 must agree.
@@ -10,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from zq.broker.journal import Counts, View
-from zq.broker.records import Index, JobRow, holds_key, index_keys
-from zq.protocol.job import ENDED, LIVE, State, decode_spec, digest, format_id
+from zq.broker.records import Index, JobRow, holds_key, index_keys, key_digest
+from zq.protocol.job import ENDED, LIVE, TRANSITIONS, State, decode_spec, digest, format_id
 
 PROBLEMS_MAX = 100
 _PAGE = 1000
@@ -43,6 +44,8 @@ class _Check:
         self._keys = 0
         self._indexed = dict.fromkeys(Index, 0)
         self._states: dict[str, dict[State, int]] = defaultdict(lambda: dict.fromkeys(State, 0))
+        oldest = view.events(0, 1)
+        self._oldest_event = oldest[0].number if oldest else view.last_event + 1
 
     def problems(self) -> Iterator[str]:
         after = b""
@@ -52,6 +55,7 @@ class _Check:
                 for problem in self._of_job(row):
                     yield f"job {format_id(row.id)} ({row.state.label} in queue '{row.queue}'): {problem}"
         yield from self._of_totals()
+        yield from self._of_concurrency()
         for name, counts in sorted(self._view.counts().items()):
             yield from _of_counts(name, counts, self._states.pop(name, dict.fromkeys(State, 0)))
         for name in sorted(self._states):
@@ -72,6 +76,7 @@ class _Check:
             if self._view.key_holder(row.key) != row.id:
                 yield f"it is live and does not hold its key '{row.key}'"
         yield from self._of_attempts(row)
+        yield from self._of_history(row)
         if self._view.result(row.id) is not None:
             self._results += 1
             if row.state is not State.DONE:
@@ -87,6 +92,47 @@ class _Check:
         tokens = [attempt.token for attempt in attempts] + [row.token] * (row.state is State.RUNNING)
         if tokens != sorted(set(tokens)):
             yield "its fencing tokens do not grow"
+
+    def _of_history(self, row: JobRow) -> Iterator[str]:
+        """Each event names the one before; the oldest events of the journal are not kept."""
+        number, state = row.event, row.state
+        if number > self._view.last_event:
+            yield f"its newest event is {number}, and the journal's is {self._view.last_event}"
+        while number >= self._oldest_event:
+            event = self._view.event(number)
+            if event is None or event.job_id != row.id:
+                yield f"event {number} of its history is missing"
+                return
+            if event.state is not state:
+                yield f"event {number} made it {event.state.label}, and it was {state.label}"
+                return
+            earlier = self._view.event(event.before) if event.before >= self._oldest_event else None
+            if event.before and earlier is None:
+                return
+            before = earlier.state if earlier is not None else None
+            if state not in TRANSITIONS.get((before, event.cause), ()) or event.before >= number:
+                yield f"event {number} is no legal step"
+                return
+            if before is None:
+                return
+            number, state = event.before, before
+
+    def _of_concurrency(self) -> Iterator[str]:
+        """No more jobs of a concurrency key are let in than it allows."""
+        after = b""
+        group, admitted, limit = b"", 0, 0
+        while page := self._view.scan(Index.ADMITTED, b"", after, _PAGE):
+            after = page[-1][0]
+            for _, job_id in page:
+                row = self._view.row(job_id)
+                if row is None:
+                    continue  # told as a stray
+                digest_of = key_digest(row.concurrency_key)
+                if digest_of != group:
+                    group, admitted, limit = digest_of, 0, 0
+                admitted, limit = admitted + 1, max(limit, row.concurrency_limit)
+                if admitted > limit:
+                    yield f"job {format_id(job_id)} is one more than its concurrency key allows, {limit}"
 
     def _of_totals(self) -> Iterator[str]:
         totals = self._view.totals()

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from tests.broker.harness import Harness
 from zq.broker.check import check
 from zq.broker.journal import MemoryJournal
-from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, ready_key
-from zq.protocol.job import Outcome, State, job_id_from
+from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, index_keys, ready_key
+from zq.protocol.job import Cause, Outcome, State, job_id_from
 
 
 def filled() -> Harness:
@@ -32,6 +32,8 @@ def filled() -> Harness:
         worker.ack(worker.lease(), outcome, result=b"\x01" if outcome is Outcome.DONE else b"")
     zq.submit("runs")
     zq.submit("cancelled")
+    zq.submit("let in", concurrency_key="gpu", queue="other")
+    zq.submit("parked", concurrency_key="gpu", queue="other")
     return zq
 
 
@@ -129,6 +131,24 @@ def lose_ended_count(journal: MemoryJournal) -> None:
     journal._counts["q"].by_state[State.DEAD] += 1
 
 
+def lose_event(journal: MemoryJournal) -> None:
+    del journal._events[row(journal, "failed").event]
+
+
+def change_event(journal: MemoryJournal) -> None:
+    number = row(journal, "failed").event
+    journal._events[number] = replace(journal._events[number], cause=Cause.DUE)
+
+
+def admit_too_many(journal: MemoryJournal) -> None:
+    parked = row(journal, "parked")
+    key = next(key for index, key in index_keys(parked) if index is Index.PARKED)
+    journal._indexes[Index.PARKED].remove(key)
+    journal._rows[parked.id] = after = replace(parked, admitted=True)
+    for index, key in index_keys(after):
+        journal._indexes[index].add(key, after.id)
+
+
 def lose_counts(journal: MemoryJournal) -> None:
     del journal._counts["other"]
 
@@ -151,6 +171,10 @@ def lose_counts(journal: MemoryJournal) -> None:
         (early_result, "it has a result and is not done"),
         (miscount, "accounted for"),
         (lose_ended_count, "0 counted as done, 1 are there"),
+        (lose_event, "of its history is missing"),
+        (change_event, "is no legal step"),
+        (change("runs", event=1 << 40), "its newest event is 1099511627776"),
+        (admit_too_many, "is one more than its concurrency key allows, 1"),
         (lose_counts, "queue 'other' has jobs and no counts"),
         (change("runs", token=0), "it runs without a fencing token"),
         (change("done", token=5), "it has a fencing token and does not run"),

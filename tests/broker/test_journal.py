@@ -253,10 +253,12 @@ def test_pages_that_a_killed_reader_held_are_used_again(tmp_path: Path) -> None:
 def test_a_job_that_ends_and_is_forgotten_in_one_batch_keeps_its_count(reopen: Reopen) -> None:
     """One joined step could not say in which state it ended: forgetting waits for the next batch."""
     journal = reopen()
-    step = accept(1)
-    journal.commit([step], 1000)
     book = Book(journal)
-    ended = book.move(row_of(step), replace(row_of(step), state=State.CANCELLED, ended_ms=2000), Cause.CANCEL, 2000)
+    spec = JobSpec(job_id_from("1"), "a.task", "q")
+    row = book.accept(spec, encode_spec(spec), digest(encode_spec(spec)), 1000)
+    journal.commit(book.steps, 1000)
+    book.committed()
+    ended = book.move(row, replace(row, state=State.CANCELLED, ended_ms=2000), Cause.CANCEL, 2000)
     book.forget(ended)
     journal.commit(book.steps, 2000)
     book.committed()
