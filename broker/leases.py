@@ -119,6 +119,7 @@ class Leases:
             if lease is not None and (lease.row.id, lease.row.attempt) == (claim.job_id, claim.attempt):
                 self._unbind(lease)
                 self._bind(lease, session)
+                lease.number = 0  # the DISPATCH was an earlier session's; the worker has it, so any BEAT must name it
                 held.append(lease)
             else:
                 lost.append(claim.token)
@@ -148,6 +149,8 @@ class Leases:
         if outcome is Outcome.DONE:
             kept = KeptResult(word.result, now_ms + self._result_ttl_ms) if word.result else None
             after = _ended(row, State.DONE, "", now_ms)
+            if kept is not None:
+                after = replace(after, result_until_ms=kept.expires_ms)
             return self._close(lease, after, Cause.FINISH, attempt, kept)
         if row.cancel_asked:
             return self._close(lease, _ended(row, State.CANCELLED, word.error, now_ms), Cause.CANCEL, attempt)

@@ -400,6 +400,22 @@ def test_the_core_on_lmdb_does_what_the_model_says() -> None:
     run(LmdbMachine, 40, 40)
 
 
+def test_a_lease_that_was_resumed_and_is_then_not_named_is_lost() -> None:
+    """Found here: the lease kept the number of its DISPATCH in the earlier session, which BEATs did not reach again."""
+    zq = Harness(SETTINGS)
+    worker = zq.worker()
+    zq.submit("a")
+    worker.ack(worker.lease())
+    zq.submit("b")
+    lease = worker.lease()
+    again = zq.worker(claims=[m.LeaseClaim(lease.job_id, lease.attempt, lease.token)])
+    assert again.resumed is not None
+    assert again.resumed.held == [lease.token]
+    again.beat(seen=0)
+    assert zq.row(job_id_from("b")).attempt == 2, "it went to nobody again"
+    assert [row.outcome for row in zq.journal.attempts(job_id_from("b"))] == [Outcome.LOST]
+
+
 def hand_backs_count(patch: pytest.MonkeyPatch) -> None:
     """A job that is handed back on its last attempt is dead."""
     end = Leases.end
