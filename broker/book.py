@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec.structs import force_setattr, replace
 
 from zq.broker.journal import Counts, Step, View, apply_counts
-from zq.broker.records import AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
+from zq.broker.records import RESULT_DROPPED, AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
 from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
 
 _DETAIL_CHARS = 200
@@ -82,6 +82,11 @@ class Book:
         attempts = (attempt,) if attempt is not None else ()
         self._record(Step(before, after, attempts=attempts, result=result, events=(event,)))
         return after
+
+    def drop_result(self, row: JobRow) -> None:
+        """Forget a done job's result, whose time is over; the job stays."""
+        assert row.result_until_ms > 0
+        self._record(Step(row, replace(row, result_until_ms=RESULT_DROPPED)))
 
     def admit(self, row: JobRow) -> JobRow:
         """Let a waiting job in under its concurrency key: no step of its life, so no event."""

@@ -374,7 +374,13 @@ class Core:
             self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
 
     def _purge(self, now_ms: int) -> None:
-        """Forget jobs whose retention is over, a few at a time: deletes need free pages too."""
+        """Forget results and jobs whose retention is over, a few at a time: deletes need free pages too."""
+        for key, job_id in self.book.view.scan(Index.RESULT, b"", b"", PURGE_JOBS):
+            row = self.book.row(job_id)
+            if int.from_bytes(key[:8], "big") > now_ms:
+                break
+            if row is not None and row.result_until_ms > 0:
+                self.book.drop_result(row)
         left = PURGE_JOBS
         before = max(0, now_ms - self.settings.retention_ms).to_bytes(8, "big")
         for name in self.book.counts:
@@ -406,7 +412,7 @@ class Core:
             self._send(waiter.session, self._ended(row, waiter.request))
 
     def _ended(self, row: JobRow, request: int) -> m.Ended:
-        result, kept = self.queries.result(row.id, self._last_ms)
+        result, kept = self.queries.result(row, self._last_ms)
         return m.Ended(request, row.id, row.state, result, kept, row.error)
 
     def _ask_queues(self, session: Session, message: m.AskQueues, now_ms: int) -> None:

@@ -14,7 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zq.broker.records import AttemptRow, EventRow, Index, JobRow, KeptResult, holds_key, index_keys, key_digest
+from zq.broker.records import (
+    AttemptRow,
+    EventRow,
+    Index,
+    JobRow,
+    KeptResult,
+    drops_result,
+    holds_key,
+    index_keys,
+    key_digest,
+)
 from zq.protocol.job import ENDED, State
 
 
@@ -249,6 +259,8 @@ class MemoryJournal:
             self._attempts.setdefault(job_id, {})[attempt.number] = attempt
         if step.result is not None:
             self._results[job_id] = step.result
+        if drops_result(before, after):
+            self._results.pop(job_id, None)
         for event in step.events:
             self._events[event.number] = event
             self._last_event = max(self._last_event, event.number)

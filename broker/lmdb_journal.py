@@ -29,7 +29,7 @@ from zq.broker.lmdb_view import (
     encode,
     refuse_format,
 )
-from zq.broker.records import FORMAT, holds_key, index_keys, key_digest
+from zq.broker.records import FORMAT, drops_result, holds_key, index_keys, key_digest
 
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 """No memory map with working locks there."""
@@ -142,6 +142,8 @@ class LmdbJournal(LmdbView):
                     last_event = max(last_event, event.number)
                 if step.result is not None:
                     put(job_id, encode(step.result), db=tables["result"])
+                if drops_result(before, after):
+                    delete(job_id, db=tables["result"])
                 queue = apply_counts(counts, step)
                 if queue is not None:
                     touched.add(queue)

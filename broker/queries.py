@@ -121,12 +121,12 @@ class Queries:
             return view.scan(Index.READY, queue_prefix(queue), after, limit)
         return view.scan(Index.STATE, state_prefix(state, queue), after, limit, backwards=state in ENDED)
 
-    def result(self, job_id: bytes, now_ms: int) -> tuple[bytes, bool]:
+    def result(self, row: JobRow, now_ms: int) -> tuple[bytes, bool]:
         """(the result's bytes, whether they are still kept). A result of None is no bytes, and kept."""
-        kept = self._book.result(job_id)
-        if kept is None:
+        if not row.result_until_ms:
             return b"", True
-        return (kept.data, True) if kept.expires_ms > now_ms else (b"", False)
+        kept = self._book.result(row.id) if row.result_until_ms > now_ms else None
+        return (kept.data, True) if kept is not None else (b"", False)
 
     def job(self, ask: m.AskJob, now_ms: int) -> m.JobDetail | None:
         row = self._book.row(ask.job_id)
@@ -139,7 +139,7 @@ class Queries:
         info = self.info(row)
         if row.state is State.RUNNING:
             attempts.append(m.AttemptInfo(row.attempt, row.worker, row.started_ms, 0, None, "", info.usage))
-        result, kept = self.result(row.id, now_ms)
+        result, kept = self.result(row, now_ms)
         return m.JobDetail(
             request=ask.request,
             job=info,

@@ -20,6 +20,7 @@ from zq.protocol.job import LIVE, Cause, JobSpec, Outcome, State
 from zq.protocol.messages import Usage
 
 FORMAT = 1
+RESULT_DROPPED = -1
 
 
 class JobRow(msgspec.Struct, frozen=True, array_like=True):
@@ -60,6 +61,8 @@ class JobRow(msgspec.Struct, frozen=True, array_like=True):
     admitted: bool = True
     """Among the jobs that its concurrency key lets run; the others wait in PARKED."""
     tags: tuple[str, ...] = ()
+    result_until_ms: int = 0
+    """DONE with a result: how long it is kept; RESULT_DROPPED afterwards."""
 
     @property
     def attempts_max(self) -> int:
@@ -153,6 +156,8 @@ class Index(StrEnum):
     """SCHEDULED jobs by the time at which they become READY."""
     EXPIRY = "expiry"
     """Jobs that have not started, by the time at which they expire."""
+    RESULT = "result_until"
+    """DONE jobs whose result is kept, by the time until which it is."""
     STATE = "state"
     """All but READY: state, queue, then the time of the state (due, started or ended)."""
 
@@ -222,11 +227,18 @@ def index_keys(row: JobRow) -> list[tuple[Index, bytes]]:
         keys = [(Index.STATE, state_prefix(state, row.queue) + when)]
         if state is State.SCHEDULED:
             keys.append((Index.DUE, when))
+    if row.result_until_ms > 0:
+        keys.append((Index.RESULT, _u64(row.result_until_ms) + row.id))
     if row.concurrency_key and row.admitted and (state is State.READY or state is State.RUNNING):
         keys.append((Index.ADMITTED, _admitted_key(row)))
     if row.expires_at_ms and (state is State.READY or state is State.SCHEDULED):
         keys.append((Index.EXPIRY, _u64(row.expires_at_ms) + row.id))
     return keys
+
+
+def drops_result(before: JobRow | None, after: JobRow | None) -> bool:
+    """Whether a step takes the job's result away."""
+    return before is not None and before.result_until_ms > 0 and (after is None or after.result_until_ms <= 0)
 
 
 def holds_key(row: JobRow) -> bool:

@@ -27,6 +27,7 @@ from zq.broker.core import Core, Settings
 from zq.broker.journal import JournalError
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.queries import Facts
+from zq.broker.resident import let_go
 from zq.broker.sessions import Identity
 from zq.config import Config
 from zq.protocol import codec, limits
@@ -198,6 +199,7 @@ class Server:
         facts.journal_bytes = self._journal.size_bytes()
         facts.commits = self._journal.commits
         facts.commit_p99_us = self._journal.commit_p99_us()
+        let_go(self._journal.folder / "data.mdb")
         self._journal.forget_events(limits.EVENTS_KEPT_MAX, FORGET_EVENTS)
         reserve_bytes = self._config.broker.disk_reserve_mib << 20
         self._ballast.adjust(facts.disk_free_bytes, reserve_bytes)

@@ -415,6 +415,7 @@ def test_who_waits_for_a_job_hears_of_its_end_once(zq: Harness) -> None:
     assert ended == [m.Ended(7, job, State.DONE, b"\x07", True, "")]
     assert one(zq.say("client", m.Wait(session, 8, job, 60_000)), m.Ended).result == b"\x07"
     zq.round(later_ms=50_001)
+    assert zq.journal.result(job) is None, "and its bytes are gone from the disk"
     session = zq.client()
     assert not one(zq.say("client", m.Wait(session, 8, job, 60_000)), m.Ended).result_kept
     assert one(zq.say("client", m.Wait(session, 9, bytes(16), 60_000)), m.Refusal).code is Code.NOT_FOUND
