@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lmdb
+from lmdb import verify
 
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused
@@ -58,7 +59,10 @@ def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) ->
             if journal.exists() and not force:
                 raise JournalRefused(f"there is a journal in {journal}; --force moves it aside and keeps it")
             new = begin_new(journal)
-            with open_to_read(backup, shared=(backup / "lock.mdb").exists()) as reader:
+            # Before LMDB sees it: LMDB may end the process over a damaged file.
+            if problems := damaged_pages(backup):
+                raise JournalRefused(f"the backup in {backup} is damaged: {problems[0]}")
+            with open_to_read(backup, shared=False) as reader:
                 _refuse_damaged(backup, reader)
                 reader.copy_to(new)
             raise_epoch(new, EPOCHS_SKIPPED, map_size_bytes)
@@ -71,6 +75,16 @@ def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) ->
         finally:
             os.close(held)
     return aside
+
+
+def damaged_pages(folder: Path) -> list[str]:
+    """What is wrong with the pages of a journal that nobody has open. Raises JournalRefused if there is none."""
+    try:
+        return [str(problem) for problem in verify.verify(str(folder))]  # type: ignore[no-untyped-call]
+    except FileNotFoundError:
+        raise JournalRefused(f"there is no journal in {folder}") from None
+    except (OSError, verify.VerifyError) as error:
+        raise JournalRefused(f"the journal in {folder} cannot be read: {error}") from None
 
 
 def _refuse_damaged(folder: Path, reader: LmdbReader) -> None:

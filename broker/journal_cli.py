@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from lmdb import verify
 
-from zq.broker.backup import back_up, restore
+from zq.broker.backup import back_up, damaged_pages, restore
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused
 from zq.broker.lmdb_journal import lock
@@ -35,17 +34,18 @@ _config_option = click.option("--config", "config_path", metavar="PATH", help="C
 @click.option("--pages", is_flag=True, help="Also every page of the file. The broker must be stopped.")
 @_config_option
 def check_command(folder: Path | None, pages: bool, config_path: str | None) -> None:
-    """Check the journal, or the backup in FOLDER: every job against every index, count, attempt and body.
+    """Check the journal, or the backup in FOLDER: every job against indexes, counts, attempts, history and body.
 
-    The broker may run. Prints what is wrong, a line each.
+    The broker may run. Of a backup, every page is checked, too. Prints what is wrong, a line each.
     """
     with _reported():
         place = folder if folder is not None else journal_folder(load(config_path))
-        problems = _check_pages(place) if pages else []
-        # A backup has no lock file, and looking at it must not make one.
-        with open_to_read(place, shared=(place / "lock.mdb").exists()) as reader:
-            problems += check(reader)
-            jobs = reader.totals().rows
+        jobs = 0
+        problems = _check_pages(place) if pages or not _in_use(place) else []
+        if not problems:
+            with open_to_read(place, shared=_in_use(place)) as reader:
+                problems = check(reader)
+                jobs = reader.totals().rows
         for problem in problems:
             click.echo(problem)
         if problems:
@@ -87,14 +87,17 @@ def journal_folder(config: Config) -> Path:
 
 
 def _check_pages(folder: Path) -> list[str]:
-    held = lock(folder) if (folder / "lock.mdb").exists() else None
+    held = lock(folder) if _in_use(folder) else None
     try:
-        return [str(problem) for problem in verify.verify(str(folder))]  # type: ignore[no-untyped-call]
-    except (OSError, verify.VerifyError) as error:
-        raise JournalRefused(f"the journal in {folder} cannot be read: {error}") from None
+        return damaged_pages(folder)
     finally:
         if held is not None:
             os.close(held)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a broker may have it open. A backup has no lock file, and looking at one must not make one."""
+    return (folder / "lock.mdb").exists()
 
 
 @contextmanager

@@ -172,3 +172,32 @@ def test_a_damaged_journal_and_a_full_disk_leave_no_backup(broker: Broker, conne
     assert f"{tmp_path}/copy.new cannot be written" in full.stderr
     assert not (tmp_path / "copy").exists()
     assert not (tmp_path / "copy.new").exists()
+
+
+def test_bytes_that_storage_has_changed_never_crash_the_check(
+    broker: Broker, connect: Connect, tmp_path: Path
+) -> None:
+    """In a process of its own: LMDB may end the process over a damaged file, so its pages are checked before."""
+    submit(broker, connect, *(f"job-{n}" for n in range(200)))
+    broker.end(signal.SIGTERM)
+    back_up(broker.folder / "journal", tmp_path / "copy")
+    program = (
+        "import random, sys; from pathlib import Path\n"
+        "from click.testing import CliRunner; from zq.broker.journal_cli import command\n"
+        "file = Path(sys.argv[1]) / 'data.mdb'; whole = file.read_bytes(); codes = []\n"
+        "for seed in range(60):\n"
+        "    rng = random.Random(seed); data = bytearray(whole)\n"
+        "    for _ in range(rng.choice((1, 5, 50))):\n"
+        "        data[rng.randrange(len(data))] = rng.randrange(256)\n"
+        "    file.write_bytes(data[: rng.choice((len(data), len(data), rng.randrange(len(data))))])\n"
+        "    done = CliRunner().invoke(command, ['check', sys.argv[1]])\n"
+        "    assert isinstance(done.exception, SystemExit | None), (seed, done.exception)\n"
+        "    codes.append(done.exit_code)\n"
+        "print(codes.count(0), codes.count(1))\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "copy")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    unnoticed, noticed = map(int, done.stdout.split())
+    assert unnoticed + noticed == 60
+    assert noticed > 30
