@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from msgspec.structs import force_setattr, replace
 
-from zq.broker.journal import Counts, Step, View, apply_counts
+from zq.broker.journal import Counts, Notes, Step, View, apply_counts
 from zq.broker.records import RESULT_DROPPED, AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
 from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
 
+NO_JOB = bytes(16)
 _DETAIL_CHARS = 200
 """Of an error in an event; the attempt has all of it."""
 
@@ -24,6 +25,7 @@ class Book:
         self.last_event = view.last_event
         self.facts: dict[str, bytes] = {}
         """Settings that wait for the commit."""
+        self._loose_events: list[EventRow] = []
         self.counts: dict[str, Counts] = view.counts()
         self._steps: dict[bytes, Step] = {}
         self._keys: dict[str, bytes | None] = {}
@@ -105,6 +107,12 @@ class Book:
             detail[:_DETAIL_CHARS],
         )  # fmt: skip
 
+    def note_queue(self, queue: str, cause: Cause, now_ms: int, detail: str) -> None:
+        """An event of a queue, not of a job: its job id is all zeros."""
+        self.last_event += 1
+        event = EventRow(self.last_event, 0, now_ms, NO_JOB, queue, "-", cause, State.READY, 0, "", detail)
+        self._loose_events.append(event)
+
     def forget(self, row: JobRow) -> bool:
         """Drop an ended job. False, and nothing done, if it has changed in this very batch: a later one may."""
         assert row.state in ENDED
@@ -140,8 +148,14 @@ class Book:
         """What is to be committed."""
         return list(self._steps.values())
 
+    @property
+    def notes(self) -> Notes:
+        """What is to be committed beside the steps."""
+        return Notes(dict(self.facts), tuple(self._loose_events))
+
     def committed(self) -> None:
         """The journal has it all: its view is current again."""
         self._steps.clear()
         self._keys.clear()
         self.facts.clear()
+        self._loose_events.clear()

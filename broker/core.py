@@ -5,7 +5,7 @@ The server's duty, which the simulator does too, is one round after the other:
 
     core.receive(...)  for every message that is waiting, then core.advance(now)
     batch = core.batch()
-    journal.commit(batch.steps, now, batch.facts)      durable, or the process ends
+    journal.commit(batch.steps, now, batch.notes)      durable, or the process ends
     more = core.committed(now)
     send batch.sends and more                          only now: replies and dispatches alike
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from zq.broker.book import Book
 from zq.broker.feed import Feed
-from zq.broker.journal import Step, View
+from zq.broker.journal import Notes, Step, View
 from zq.broker.leases import Lease, Leases
 from zq.broker.orders import Orders
 from zq.broker.queries import Facts, Queries
@@ -33,7 +33,7 @@ from zq.broker.why import why
 from zq.protocol import codec, limits
 from zq.protocol import messages as m
 from zq.protocol.errors import Code
-from zq.protocol.job import ENDED, State, valid_name
+from zq.protocol.job import ENDED, LIVE, State, valid_name
 from zq.protocol.messages import BrokerMessage, PeerMessage, Role
 
 FREEZE_MS = 5000
@@ -53,13 +53,15 @@ class Settings:
     session_timeout_ms: int = 15_000
     resume_grace_ms: int = 60_000
     retention_ms: int = 604_800_000
+    retention_jobs: int = 2_000_000
+    """Ended jobs kept at most; beyond, the oldest go before their time."""
     result_ttl_ms: int = 3_600_000
 
 
 @dataclass(frozen=True)
 class Batch:
     steps: list[Step]
-    facts: dict[str, bytes]
+    notes: Notes
     sends: list[tuple[bytes, BrokerMessage]]
     """(peer, message), in order."""
 
@@ -145,6 +147,7 @@ class Core:
         if now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_EVERY_MS
             self._drop_silent(now_ms)
+            self.queues.watch(now_ms)
             self._waiters.expire(now_ms)
         if now_ms >= self._next_purge_ms:
             self._next_purge_ms = now_ms + PURGE_EVERY_MS
@@ -163,9 +166,9 @@ class Core:
             self._close_session(session)
 
     def batch(self) -> Batch:
-        """What this round has come to. Call committed() when steps and facts are durable."""
+        """What this round has come to. Call committed() when steps and notes are durable."""
         sends, self._sends = self._sends, []
-        return Batch(self.book.steps, dict(self.book.facts), sends)
+        return Batch(self.book.steps, self.book.notes, sends)
 
     def committed(self, now_ms: int) -> list[tuple[bytes, BrokerMessage]]:
         """The journal has it all. Returns what is to be sent after the batch's own: events, to those who wait."""
@@ -370,7 +373,7 @@ class Core:
         elif message.queue not in self.queues.by_name and len(self.queues.by_name) >= limits.QUEUES_MAX:
             self._refuse(session.peer, message.request, Code.BUSY, f"there are {limits.QUEUES_MAX} queues already")
         else:
-            self.orders.set_queue(message)
+            self.orders.set_queue(session, message, now_ms)
             self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
 
     def _purge(self, now_ms: int) -> None:
@@ -382,7 +385,11 @@ class Core:
             if row is not None and row.result_until_ms > 0:
                 self.book.drop_result(row)
         left = PURGE_JOBS
-        before = max(0, now_ms - self.settings.retention_ms).to_bytes(8, "big")
+        live = sum(c.by_state[s] for c in self.book.counts.values() for s in LIVE)
+        surplus = self.book.view.totals().rows - live - self.settings.retention_jobs
+        oldest_ms = now_ms if surplus > 0 else max(0, now_ms - self.settings.retention_ms)
+        left = min(left, surplus) if surplus > 0 else left
+        before = oldest_ms.to_bytes(8, "big")
         for name in self.book.counts:
             for state in ENDED:
                 prefix = state_prefix(state, name)

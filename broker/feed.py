@@ -70,7 +70,7 @@ class Feed:
             last = row.number
             if (not ask.queue or row.queue == ask.queue) and (not ask.job_id or row.job_id == ask.job_id):
                 found.append(info(row))
-                size_bytes += 120 + 4 * (len(row.queue) + len(row.task) + len(row.worker) + len(row.detail))
+                size_bytes += _size_bytes(row)
                 if len(found) == ask.limit or size_bytes > limits.PAGE_BYTES:
                     break
         return m.Events(ask.request, found, last, gap)
@@ -79,10 +79,12 @@ class Feed:
         """A job's events up to its newest, oldest first, as far as they are kept; committed ones only."""
         found: list[m.EventInfo] = []
         number = newest
-        while number and len(found) < limits.HISTORY_EVENTS_MAX:
+        size_bytes = 0
+        while number and len(found) < limits.HISTORY_EVENTS_MAX and size_bytes < limits.HISTORY_BYTES_MAX:
             row = self._book.view.event(number)
             if row is None:
                 break
+            size_bytes += _size_bytes(row)
             found.append(info(row))
             number = row.before
         return found[::-1]
@@ -90,6 +92,11 @@ class Feed:
 
 def _from(ask: m.AskEvents, after: int) -> m.AskEvents:
     return m.AskEvents(ask.session, ask.request, after, ask.queue, ask.job_id, ask.wait_ms, ask.limit)
+
+
+def _size_bytes(row: EventRow) -> int:
+    """What the event takes on the wire, at most."""
+    return 120 + 4 * (len(row.queue) + len(row.task) + len(row.worker) + len(row.detail))
 
 
 def info(row: EventRow) -> m.EventInfo:

@@ -51,6 +51,17 @@ class Step:
     """What happened on the way, in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What is committed beside the steps of jobs: small settings, and events that are no job's."""
+
+    facts: Mapping[str, bytes] = field(default_factory=dict)
+    events: Sequence[EventRow] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.facts or self.events)
+
+
 @dataclass(slots=True)
 class Counts:
     """Jobs of one queue by state. Ended ones are counted for ever, so `accepted` is always the sum of the others."""
@@ -138,8 +149,8 @@ class Journal(View, Protocol):
         """1 for the first broker on this journal, one more for each further one; durable before it is told."""
         ...
 
-    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
-        """Make the steps and facts durable, all or none. Raises JournalError; nothing may be said any more then."""
+    def commit(self, steps: Sequence[Step], now_ms: int, notes: Notes | None = None) -> None:
+        """Make the steps and notes durable, all or none. Raises JournalError; nothing may be said any more then."""
         ...
 
     def forget_events(self, kept_max: int, limit: int) -> None:
@@ -225,10 +236,12 @@ class MemoryJournal:
     def time_ms(self) -> int:
         return self._time_ms
 
-    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
+    def commit(self, steps: Sequence[Step], now_ms: int, notes: Notes | None = None) -> None:
         for step in steps:
             self._apply(step)
-        self._facts.update(facts or {})
+        if notes is not None:
+            self._facts.update(notes.facts)
+            self._keep(notes.events)
         self._time_ms = max(self._time_ms, now_ms)
 
     def _apply(self, step: Step) -> None:
@@ -261,10 +274,13 @@ class MemoryJournal:
             self._results[job_id] = step.result
         if drops_result(before, after):
             self._results.pop(job_id, None)
-        for event in step.events:
+        self._keep(step.events)
+        apply_counts(self._counts, step)
+
+    def _keep(self, events: Sequence[EventRow]) -> None:
+        for event in events:
             self._events[event.number] = event
             self._last_event = max(self._last_event, event.number)
-        apply_counts(self._counts, step)
 
     def row(self, job_id: bytes) -> JobRow | None:
         return self._rows.get(job_id)

@@ -145,7 +145,7 @@ class Leases:
         outcome = word.outcome
         if outcome is Outcome.LOST or (outcome is Outcome.CANCELLED and not row.cancel_asked):
             outcome = Outcome.FAILED
-        attempt = self._attempt(row, outcome, word.error, word.usage, now_ms)
+        attempt = self._attempt(lease, outcome, word.error, word.usage, now_ms)
         if outcome is Outcome.DONE:
             kept = KeptResult(word.result, now_ms + self._result_ttl_ms) if word.result else None
             after = _ended(row, State.DONE, "", now_ms)
@@ -166,7 +166,7 @@ class Leases:
     def lose(self, lease: Lease, reason: str, now_ms: int) -> JobRow:
         """The worker is gone, or says it does not have this lease. The attempt counts."""
         row = lease.row
-        attempt = self._attempt(row, Outcome.LOST, reason, lease.usage, now_ms)
+        attempt = self._attempt(lease, Outcome.LOST, reason, lease.usage, now_ms)
         if row.cancel_asked:
             return self._close(lease, _ended(row, State.CANCELLED, reason, now_ms), Cause.CANCEL, attempt)
         if row.exhausted:
@@ -178,9 +178,11 @@ class Leases:
             after = replace(lease.row, cancel_asked=True)
             lease.row = self._book.move(lease.row, after, Cause.CANCEL_ASKED, now_ms, detail=by)
 
-    def _attempt(self, row: JobRow, outcome: Outcome, error: str, usage: m.Usage, now_ms: int) -> AttemptRow:
+    def _attempt(self, lease: Lease, outcome: Outcome, error: str, usage: m.Usage, now_ms: int) -> AttemptRow:
+        row, last = lease.row, lease.progress
         text = error[: limits.ERROR_CHARS_MAX]
-        return AttemptRow(row.attempt, row.token, row.worker, row.started_ms, now_ms, outcome, text, usage)
+        progress = (last.done, last.total, last.message) if last is not None else ()
+        return AttemptRow(row.attempt, row.token, row.worker, row.started_ms, now_ms, outcome, text, usage, *progress)
 
     def _close(
         self, lease: Lease, after: JobRow, cause: Cause, attempt: AttemptRow, result: KeptResult | None = None

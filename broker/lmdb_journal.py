@@ -12,13 +12,13 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lmdb
 
-from zq.broker.journal import Counts, JournalError, JournalRefused, Step, apply_counts
+from zq.broker.journal import Counts, JournalError, JournalRefused, Notes, Step, apply_counts
 from zq.broker.lmdb_view import (
     DATA_FORMAT,
     DATABASES_MAX,
@@ -83,14 +83,14 @@ class LmdbJournal(LmdbView):
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def commit(self, steps: Sequence[Step], now_ms: int, facts: Mapping[str, bytes] | None = None) -> None:
+    def commit(self, steps: Sequence[Step], now_ms: int, notes: Notes | None = None) -> None:
         assert os.getpid() == self._pid, "the journal was carried over a fork"
         self.end_reading()
         begun_ns = time.perf_counter_ns()
         counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
         while True:
             try:
-                self._write(steps, now_ms, counts, facts or {})
+                self._write(steps, now_ms, counts, notes or Notes())
                 break
             except lmdb.MapFullError:
                 # The batch as a whole is tried again in a larger map; it is address space, the disk's own bound is
@@ -104,9 +104,7 @@ class LmdbJournal(LmdbView):
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _write(
-        self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts], facts: Mapping[str, bytes]
-    ) -> None:
+    def _write(self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts], notes: Notes) -> None:
         tables = self._tables
         seq = self._seq
         last_event = self._last_event
@@ -151,7 +149,10 @@ class LmdbJournal(LmdbView):
                 c = counts[queue]
                 row = CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
                 put(key_digest(queue), encode(row), db=tables["counts"])
-            for name, value in facts.items():
+            for event in notes.events:
+                put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
+                last_event = max(last_event, event.number)
+            for name, value in notes.facts.items():
                 put(name.encode(), value, db=tables["fact"])
             put(b"seq", str(seq).encode(), db=tables["meta"])
             put(b"last_event", str(last_event).encode(), db=tables["meta"])

@@ -75,7 +75,7 @@ class Orders:
             return m.Change(job_id, Code.BUSY, row.state)
         return m.Change(job_id, None, None)
 
-    def set_queue(self, order: m.SetQueue) -> None:
+    def set_queue(self, session: Session, order: m.SetQueue, now_ms: int) -> None:
         """Change a queue's settings, durable with this round's commit."""
         queue = self._room.queues.get(order.queue)
         given = {
@@ -88,3 +88,5 @@ class Orders:
             queue.next_dispatch_ms = 0.0
         name, value = settings_fact(order.queue, queue.settings)
         self._book.facts[name] = value
+        changes = ", ".join(f"{key} {value}" for key, value in given.items())
+        self._book.note_queue(order.queue, Cause.QUEUE_SET, now_ms, f"{changes}, by {session.instance}")

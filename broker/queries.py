@@ -133,12 +133,18 @@ class Queries:
         if row is None:
             return None
         attempts = [
-            m.AttemptInfo(a.number, a.worker, a.started_ms, a.ended_ms, a.outcome, a.error, a.usage)
+            m.AttemptInfo(
+                a.number, a.worker, a.started_ms, a.ended_ms, a.outcome, a.error, a.usage, a.progress_done,
+                a.progress_total, a.progress_message,
+            )
             for a in self._book.attempts(row.id)[-_ATTEMPTS_SHOWN:]
         ]
         info = self.info(row)
         if row.state is State.RUNNING:
-            attempts.append(m.AttemptInfo(row.attempt, row.worker, row.started_ms, 0, None, "", info.usage))
+            progress = (info.progress_done, info.progress_total, info.progress_message)
+            attempts.append(
+                m.AttemptInfo(row.attempt, row.worker, row.started_ms, 0, None, "", info.usage, *progress)
+            )
         result, kept = self.result(row, now_ms)
         return m.JobDetail(
             request=ask.request,

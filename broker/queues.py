@@ -20,10 +20,12 @@ from zq.broker.journal import View
 from zq.broker.records import LANE_BYTES, Index, JobRow, lane_of, lane_prefix, queue_prefix, ready_key
 from zq.broker.sessions import Session
 from zq.broker.window import Window
-from zq.protocol.job import State
+from zq.protocol.job import Cause, State
 from zq.protocol.limits import PRIORITY_MAX, PRIORITY_MIN
 
 AGEING_MS = 60_000
+UNSERVED_MS = 2000
+"""A worker that starts again is away for less."""
 BURST_MS = 50
 """A rate limit lets through at once what it would let through in this time."""
 
@@ -79,6 +81,8 @@ class Queue:
         self.settings = settings
         self.next_dispatch_ms = 0.0
         """With a rate limit: when the next job may go."""
+        self.unserved_since_ms = 0
+        self.unserved_told = False
         self._book = book
         self.lanes: dict[bytes, Lane] = {}
         self.consumers: dict[int, Session] = {}
@@ -135,6 +139,12 @@ class Queue:
                 if session is not None:
                     best, chosen = head, session
         return (best[2], chosen) if best is not None and chosen is not None else None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are ready, parked ones included."""
+        counts = self._book.counts.get(self.name)
+        return counts.by_state[State.READY] if counts is not None else 0
 
     @property
     def running(self) -> int:
@@ -213,6 +223,20 @@ class Queues:
             settings = self._settings.get(name, QueueSettings())
             queue = self.by_name[name] = Queue(name, self._book, settings)
         return queue
+
+    def watch(self, now_ms: int) -> None:
+        """Raise an event when jobs have waited for UNSERVED_MS in a queue that no worker serves, and when one comes."""
+        for queue in self.by_name.values():
+            alone = not queue.consumers and queue.waiting
+            if not alone:
+                if queue.unserved_told:
+                    self._book.note_queue(queue.name, Cause.QUEUE_SERVED, now_ms, f"{len(queue.consumers)} workers")
+                queue.unserved_since_ms, queue.unserved_told = 0, False
+            elif not queue.unserved_since_ms:
+                queue.unserved_since_ms = now_ms
+            elif not queue.unserved_told and now_ms - queue.unserved_since_ms >= UNSERVED_MS:
+                queue.unserved_told = True
+                self._book.note_queue(queue.name, Cause.QUEUE_UNSERVED, now_ms, f"{queue.waiting} jobs wait")
 
     def set_credit(self, session: Session, limits: dict[str, int]) -> None:
         session.limits = limits

@@ -85,6 +85,10 @@ class AttemptRow(msgspec.Struct, frozen=True, array_like=True):
     outcome: Outcome
     error: str = ""
     usage: Usage = Usage()
+    progress_done: float = 0.0
+    progress_total: float = 0.0
+    progress_message: str = ""
+    """The last progress its task reported."""
 
 
 class EventRow(msgspec.Struct, frozen=True, array_like=True):

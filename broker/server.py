@@ -32,7 +32,7 @@ from zq.broker.sessions import Identity
 from zq.config import Config
 from zq.protocol import codec, limits
 from zq.protocol.errors import Code, WireError
-from zq.protocol.messages import BrokerMessage
+from zq.protocol.messages import BrokerMessage, Refusal
 
 log = logging.getLogger("zq.broker")
 
@@ -153,8 +153,8 @@ class Server:
             self._look_around()
         self.core.advance(now_ms)
         batch = self.core.batch()
-        if batch.steps or batch.facts:
-            self._journal.commit(batch.steps, now_ms, batch.facts)
+        if batch.steps or batch.notes:
+            self._journal.commit(batch.steps, now_ms, batch.notes)
         events = self.core.committed(now_ms)
         for peer, message in batch.sends:
             self._send(peer, message)
@@ -181,7 +181,12 @@ class Server:
 
     def _send(self, peer: bytes, message: BrokerMessage) -> None:
         try:
-            self._router.send_multipart((peer, codec.encode(message)), zmq.DONTWAIT)
+            frame = codec.encode(message)
+        except ValueError as error:  # a page or detail that is larger than its bounds foresee
+            log.error("an answer was too large", extra={"answer": type(message).__name__})
+            frame = codec.encode(Refusal(getattr(message, "request", 0), Code.TOO_LARGE, str(error)))
+        try:
+            self._router.send_multipart((peer, frame), zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, errno.EAGAIN):
                 raise
@@ -236,6 +241,7 @@ def settings(config: Config) -> Settings:
         session_timeout_ms=round(section.session_timeout_s * 1000),
         resume_grace_ms=round(section.resume_grace_s * 1000),
         retention_ms=round(section.retention_s * 1000),
+        retention_jobs=section.retention_jobs,
         result_ttl_ms=round(section.result_ttl_s * 1000),
     )
 

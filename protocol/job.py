@@ -86,6 +86,12 @@ class Cause(IntEnum):
     """A waiting job's time is changed by a newer submit with its key."""
     REPLACE = 14
     """Cancelled because a newer job took its key."""
+    QUEUE_UNSERVED = 20
+    """Of a queue: jobs wait in it and no worker serves it."""
+    QUEUE_SERVED = 21
+    """Of a queue: a worker serves it again."""
+    QUEUE_SET = 22
+    """Of a queue: an operator has changed its settings."""
 
 
 LIVE = frozenset({State.SCHEDULED, State.READY, State.RUNNING})

@@ -35,6 +35,7 @@ EVENTS_KEPT_MAX = 1_000_000
 """Events in the journal; older ones are forgotten, and with them the older part of jobs' histories."""
 HISTORY_EVENTS_MAX = 200
 """Newest events of one job that are shown."""
+HISTORY_BYTES_MAX = 128 << 10
 
 TASKS_PER_WORKER_MAX = 1024
 QUEUES_PER_WORKER_MAX = 64

@@ -462,6 +462,10 @@ class AttemptInfo(Part, frozen=True):
     """None while it runs."""
     error: ErrorText
     usage: Usage
+    progress_done: float = 0.0
+    progress_total: float = 0.0
+    progress_message: Text = ""
+    """The last progress that the task reported."""
 
 
 class EventInfo(Part, frozen=True):

@@ -48,6 +48,8 @@ class BrokerSection(Section, frozen=True):
     """After a broker start, running jobs wait this long for their worker to claim them again."""
     retention_s: Seconds = 604_800.0
     """How long ended jobs are kept; within this window a repeated job id is recognised."""
+    retention_jobs: Annotated[int, Meta(ge=0)] = 2_000_000
+    """How many ended jobs are kept at most."""
     result_ttl_s: Seconds = 3_600.0
     map_size_gib: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Address space for the journal, not disk space."""

@@ -265,8 +265,8 @@ class MemoryBroker(BlockingCalls):
             self._core.receive(peer, None, message, now_ms)
         self._core.advance(now_ms)
         batch = self._core.batch()
-        if batch.steps or batch.facts:
-            self._journal.commit(batch.steps, now_ms, batch.facts)
+        if batch.steps or batch.notes:
+            self._journal.commit(batch.steps, now_ms, batch.notes)
         events = self._core.committed(now_ms)
         for peer, answer in [*batch.sends, *events]:
             if peer in self._heard:

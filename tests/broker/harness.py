@@ -48,7 +48,7 @@ class Harness:
         self.now_ms += later_ms
         self.core.advance(self.now_ms)
         batch = self.core.batch()
-        self.journal.commit(batch.steps, self.now_ms, batch.facts)
+        self.journal.commit(batch.steps, self.now_ms, batch.notes)
         events = self.core.committed(self.now_ms)
         sent = [(name.decode(), message) for name, message in [*batch.sends, *events]]
         self.out += sent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import zq.protocol.messages as m
@@ -316,3 +318,40 @@ def test_specs_come_with_a_page_when_asked_for(zq: Harness) -> None:
     page = zq.ask(m.Jobs, m.AskJobs(0, 1, "q", State.READY, with_specs=True))
     assert [len(page.specs), len(page.jobs)] == [1, 1]
     assert zq.ask(m.Jobs, m.AskJobs(0, 1, "q", State.READY)).specs == []
+
+
+def test_a_queue_that_nobody_serves_is_an_event_within_five_seconds_and_so_is_its_end(zq: Harness) -> None:
+    zq.submit("a")
+    for _ in range(25):
+        zq.round(later_ms=200)
+    zq.worker()
+    zq.round(later_ms=200)
+    events = [e for e in zq.ask(m.Events, m.AskEvents(0, 1, 0)).events if e.job_id == bytes(16)]
+    assert [(event.cause, event.queue) for event in events] == [(Cause.QUEUE_UNSERVED, "q"), (Cause.QUEUE_SERVED, "q")]
+    assert events[0].detail == "1 jobs wait"
+    set_queue(zq, paused=True)
+    assert zq.ask(m.Events, m.AskEvents(0, 1, events[-1].number)).events[-1].detail == "paused True, by asker"
+
+
+def test_the_last_progress_is_kept_with_the_attempt(zq: Harness) -> None:
+    worker = zq.worker()
+    job = zq.submit("a")
+    worker.hear(m.Progress(worker.session, [m.JobProgress(job, worker.lease().token, 3, 10, "合并")]))
+    worker.ack(worker.lease())
+    zq.restart()
+    attempt = zq.ask(m.JobDetail, m.AskJob(0, 1, job)).attempts[0]
+    assert (attempt.progress_done, attempt.progress_total, attempt.progress_message) == (3, 10, "合并")
+
+
+def test_no_more_ended_jobs_are_kept_than_the_bound_and_the_oldest_go_first(zq: Harness) -> None:
+    zq.core.settings = replace(zq.core.settings, retention_jobs=3)
+    worker = zq.worker()
+    for name in "abcde":
+        zq.submit(name)
+        worker.ack(worker.lease())
+        zq.round(later_ms=10)
+    zq.submit("waits")
+    for _ in range(3):
+        zq.round(later_ms=1000)
+    assert [zq.journal.row(job_id) is not None for job_id in ids("abcde")] == [False, False, True, True, True]
+    assert zq.journal.counts()["q"].balanced()

@@ -220,7 +220,7 @@ class World:
             if self.core is not core:
                 return
             self.checker.committed(batch.steps)
-            self.journal.commit(batch.steps, self.now_ms, batch.facts)
+            self.journal.commit(batch.steps, self.now_ms, batch.notes)
             events = core.committed(self.now_ms)
             if not self._speaks_first:
                 self._speak(core, [*batch.sends, *events])
