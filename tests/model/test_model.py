@@ -147,7 +147,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         queue=st.sampled_from(QUEUES), key=st.sampled_from(KEYS), priority=st.sampled_from((0, 5, 9)),
         delay_ms=st.sampled_from((0, 0, 300, 3000)), expires_ms=st.sampled_from((0, 0, 0, 1000, 5000)),
-        max_retries=st.integers(0, 3),
+        max_retries=st.sampled_from((0, 0, 1, 3)),
     )  # fmt: skip
     def submit(
         self, queue: str, key: str, priority: int, delay_ms: int, expires_ms: int, max_retries: int
@@ -452,15 +452,18 @@ def expiry_holds_after_a_failure(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "defect",
     [
-        hand_backs_count, cancelling_is_forgotten_at_a_restart, expiry_holds_after_a_failure, without_fence,
-        attempts_counted_at_failure, credit_not_enforced, ended_jobs_not_remembered, lost_leases_forgotten,
+        # Few sequences show these two: it takes hundreds to meet one.
+        pytest.param(hand_backs_count, marks=pytest.mark.long),
+        pytest.param(expiry_holds_after_a_failure, marks=pytest.mark.long),
+        cancelling_is_forgotten_at_a_restart, without_fence, attempts_counted_at_failure, credit_not_enforced,
+        ended_jobs_not_remembered, lost_leases_forgotten,
     ],
 )  # fmt: skip
 def test_a_defect_is_found(defect: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The model can fail."""
     defect(monkeypatch)
     with pytest.raises(AssertionError):
-        run(Machine, 300, 40, shrink=False)
+        run(Machine, 1000, 40, shrink=False)
 
 
 @pytest.mark.long
