@@ -11,6 +11,7 @@ from tests.simulation.world import ALL_FAULTS, Faults, World
 from zq.protocol.job import State
 
 FAILED_BEFORE: list[int] = []
+MILLION_EVENTS = int(os.environ.get("ZQ_SIMULATION_EVENTS", "2000000"))
 SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "40"))
 
 
@@ -55,6 +56,21 @@ def test_poison_jobs_end_dead_after_their_dispatches(seed: int) -> None:
     assert world.run(world.all_ended, 200_000)
     world.checker.finish(world.journal)
     assert State.DONE not in world.checker.ended.values()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_million_events_and_more() -> None:
+    """I1 to I10 and I13 over as many seeds as it takes; from where the everyday sample ends."""
+    events, seed = 0, SEEDS
+    while events < MILLION_EVENTS:
+        world = World(seed, ALL_FAULTS)
+        try:
+            play(world)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        events += world.events
+        seed += 1
 
 
 def test_the_same_seed_is_the_same_run() -> None:

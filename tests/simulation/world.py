@@ -5,7 +5,10 @@ The fault model
   way in it is lost, and its peers notice only by what they no longer hear.
 - The broker may die between any two of its effects: before a commit (the batch never was), after it (nothing of it is
   said), or between two sends. It starts again on what was committed, after a while.
-- A commit may be slow; messages wait meanwhile.
+- A commit may be slow; messages wait meanwhile. It may fail: then the broker dies, and what was in it never was.
+- The broker may freeze, as a stopped or suspended machine does, and thaw with everything late.
+- A peer may be cut off in one direction only: it hears and is not heard, or the other way round.
+- The broker's clock may run at another pace than the workers': only durations cross machines.
 - A worker may die with everything it runs, and start again under the same name; it may freeze, with its slots running
   on, and thaw; a slot's process may die.
 - Attempts succeed, fail, are rejected, or run for very long. A client asks to cancel a job now and then.
@@ -50,15 +53,21 @@ class Faults:
     attempt_is_long: float = 0.0
     cancel: float = 0.0
     slow_commit: float = 0.0
+    failed_commit: float = 0.0
+    broker_freezes_every_ms: int = 0
+    deafens_every_ms: int = 0
+    clock_pace: float = 1.0
+    """Broker milliseconds for each millisecond of the others."""
 
     def quiet(self) -> Faults:
-        return Faults()
+        return Faults(clock_pace=self.clock_pace)
 
 
 ALL_FAULTS = Faults(
     lose=0.02, repeat=0.03, delay_max_ms=60, cut_every_ms=4000, broker_dies_every_ms=15_000, broker_dies_in_round=0.004,
     worker_dies_every_ms=12_000, worker_freezes_every_ms=20_000, slot_dies=0.03, attempt_fails=0.2,
-    attempt_rejects=0.03, attempt_is_long=0.1, cancel=0.05, slow_commit=0.05,
+    attempt_rejects=0.03, attempt_is_long=0.1, cancel=0.05, slow_commit=0.05, failed_commit=0.002,
+    broker_freezes_every_ms=20_000, deafens_every_ms=6000, clock_pace=1.05,
 )  # fmt: skip
 
 SETTINGS = Settings(heartbeat_ms=500, session_timeout_ms=3000, resume_grace_ms=6000, retention_ms=10_000_000)
@@ -72,6 +81,10 @@ class Connection:
         self.name = name
         self.deliver = deliver
         self.cut = False
+        self.deaf = False
+        """Nothing reaches the peer any more."""
+        self.mute = False
+        """Nothing of the peer's reaches the broker any more."""
 
 
 class World:
@@ -100,11 +113,14 @@ class World:
         self.journal = MemoryJournal()
         self.core: Core | None = None
         self._inbox: list[tuple[bytes, PeerMessage]] = []
+        self._frozen_until_ms = 0
         self._start_broker()
         self.workers = [SimWorker(self, f"worker-{n}") for n in range(workers)]
         self.clients = [SimClient(self, f"client-{n}", jobs // clients) for n in range(clients)]
         self._every(lambda: self.faults.cut_every_ms, self._cut_one)
         self._every(lambda: self.faults.broker_dies_every_ms, self._kill_broker)
+        self._every(lambda: self.faults.broker_freezes_every_ms, self._freeze_broker)
+        self._every(lambda: self.faults.deafens_every_ms, self._deafen_one)
         self._every(lambda: self.faults.worker_dies_every_ms, lambda: self.random.choice(self.workers).die())
         self._every(lambda: self.faults.worker_freezes_every_ms, lambda: self.random.choice(self.workers).freeze())
 
@@ -152,7 +168,8 @@ class World:
 
     def to_broker(self, connection: Connection, message: PeerMessage) -> None:
         again = codec.decode_from_peer(codec.encode(message))
-        self._carry(connection, lambda: self._inbox.append((connection.name, again)))
+        if not connection.mute:
+            self._carry(connection, lambda: self._inbox.append((connection.name, again)))
 
     def _to_peer(self, name: bytes, message: BrokerMessage) -> bool:
         """False when the ROUTER knows that it cannot be sent."""
@@ -160,7 +177,8 @@ class World:
         if connection is None:
             return False
         again = codec.decode_from_broker(codec.encode(message))
-        self._carry(connection, lambda: connection.deliver(again))
+        if not connection.deaf:
+            self._carry(connection, lambda: connection.deliver(again))
         return True
 
     def _carry(self, connection: Connection, arrive: Callable[[], None]) -> None:
@@ -178,6 +196,12 @@ class World:
             connection = self._connections.pop(self.random.choice(sorted(self._connections)))
             connection.cut = True
 
+    def _deafen_one(self) -> None:
+        if self._connections:
+            connection = self._connections[self.random.choice(sorted(self._connections))]
+            connection.deaf = self.random.random() < 0.5
+            connection.mute = not connection.deaf
+
     def drop(self, connection: Connection | None) -> None:
         if connection is not None:
             connection.cut = True
@@ -185,11 +209,19 @@ class World:
 
     # ------------------------------------------------------------------------------------------ broker
 
+    @property
+    def broker_ms(self) -> int:
+        """The time of the broker's machine."""
+        return int(self.now_ms * self.faults.clock_pace)
+
     def _start_broker(self) -> None:
         if self.core is None:
             self.journal.reopen()
-            self.core = self._core_type(self.journal, self.journal.epoch, self.now_ms, SETTINGS)
-            self._round()
+            self.core = self._core_type(self.journal, self.journal.epoch, self.broker_ms, SETTINGS)
+            self._round(self.core)
+
+    def _freeze_broker(self) -> None:
+        self._frozen_until_ms = self.now_ms + self.random.randint(100, 12_000)
 
     def _kill_broker(self) -> None:
         """It dies; everything in its sockets dies with it. Connections are made anew by ZeroMQ when it is back."""
@@ -200,14 +232,17 @@ class World:
         self._connections.clear()
         self.at(self.random.randint(10, 3000), self._start_broker)
 
-    def _round(self) -> None:
-        core = self.core
-        if core is None:
+    def _round(self, core: Core) -> None:
+        if self.core is not core:
+            return
+        if self.now_ms < self._frozen_until_ms:
+            self.at(self._frozen_until_ms - self.now_ms, lambda: self._round(core))
             return
         inbox, self._inbox = self._inbox, []
+        now_ms = self.broker_ms
         for name, message in inbox:
-            core.receive(name, None, message, self.now_ms)
-        core.advance(self.now_ms)
+            core.receive(name, None, message, now_ms)
+        core.advance(now_ms)
         batch = core.batch()
         if self.chance(self.faults.broker_dies_in_round):
             self._kill_broker()
@@ -219,13 +254,16 @@ class World:
         def commit() -> None:
             if self.core is not core:
                 return
+            if self.chance(self.faults.failed_commit):
+                self._kill_broker()
+                return
             self.checker.committed(batch.steps)
-            self.journal.commit(batch.steps, self.now_ms, batch.notes)
-            events = core.committed(self.now_ms)
+            self.journal.commit(batch.steps, now_ms, batch.notes)
+            events = core.committed(now_ms)
             if not self._speaks_first:
                 self._speak(core, [*batch.sends, *events])
             if self.core is core:
-                self.at(1, self._round)
+                self.at(1, lambda: self._round(core))
 
         self.at(commit_ms, commit)
 
@@ -244,7 +282,7 @@ class World:
         """Every job that was submitted has its receipt and has ended, and all credit is back."""
         if self.core is None or not all(client.content for client in self.clients):
             return False
-        queues = self.core.queries.queues(1, self.now_ms).queues
+        queues = self.core.queries.queues(1, self.broker_ms).queues
         busy = sum(q.scheduled + q.ready + q.running for q in queues)
         slots = sum(q.free for q in queues)
         return busy == 0 and slots == sum(QUEUES.values()) * len(self.workers)
