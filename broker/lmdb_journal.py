@@ -30,6 +30,7 @@ from zq.broker.lmdb_view import (
     refuse_format,
 )
 from zq.broker.records import FORMAT, drops_result, holds_key, index_keys, key_digest
+from zq.broker.upgrade import upgrade
 
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
 """No memory map with working locks there."""
@@ -66,9 +67,11 @@ class LmdbJournal(LmdbView):
         try:
             env.reader_check()
             with env.begin(write=True) as txn:
-                meta = env.open_db(b"meta", txn=txn)
+                tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
+                meta = tables["meta"]
+                upgrade(txn, tables, txn.get(b"format", db=meta))
                 refuse_format(self.folder, txn.get(b"format", db=meta))
-                super().__init__(env, {name: env.open_db(name.encode(), txn=txn) for name in TABLES})
+                super().__init__(env, tables)
                 self._reader = txn
                 self._epoch = super().epoch + 1
                 self._seq = super().seq

@@ -225,5 +225,5 @@ def refuse_format(folder: Path, found: bytes | None) -> None:
     if found != str(FORMAT).encode():
         raise JournalRefused(
             f"the journal in {folder} has format {(found or b'none').decode()}, this zq reads {FORMAT}; "
-            "use the version of zq that wrote it"
+            "start a broker of this version once to upgrade an older one; a newer one needs the zq that wrote it"
         )

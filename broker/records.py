@@ -4,7 +4,7 @@ Rows are frozen: a step of a job makes a new row, and the pair (before, after) i
 index is computed from a row by one function here, so an index can never say something that the row does not.
 
 Format: msgpack arrays (msgspec). Changing it: add a field at the end with a default, or raise FORMAT and write the
-upgrade in lmdb_journal.py; the numbers of State, Cause and Outcome are part of the format.
+step in upgrade.py; the numbers of State, Cause and Outcome are part of the format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from zq.protocol.job import LIVE, Cause, JobSpec, Outcome, State
 from zq.protocol.messages import Usage
 
-FORMAT = 1
+FORMAT = 2
 RESULT_DROPPED = -1
 
 
