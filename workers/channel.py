@@ -1,14 +1,14 @@
 """What the worker's parent, its keeper and its slots say to each other, and the frames it travels in.
 
 A frame is four bytes of length (big endian) and one msgpack array [tag, field, …]. Frames between a parent and a slot
-go over a stream socket; the keeper's few small messages over a SOCK_SEQPACKET socket, one to a packet, because file
-descriptors travel with them. Everything is bounded here. A slot runs foreign code: what comes from it is checked like
+XX is bounded here. A slot runs foreign code: what comes from it is checked like
 what comes from a network.
 """
 
 from __future__ import annotations
 
 import signal
+import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Annotated, Final, TypeVar
@@ -24,6 +24,10 @@ HEADER_BYTES: Final = 4
 TASK_NAMES_PER_MESSAGE: Final = 256
 DOORBELL: Final[int] = signal.SIGRTMIN + 7
 """Sent by the parent after a message that a running task should hear of. Unlikely to be used by a task's libraries."""
+
+TICKET: Final = struct.Struct("=Q")
+TICKETS_MAX: Final = 512
+"""Jobs in one slot. A pipe of one page, the least there is, takes so many tickets."""
 
 Number = Annotated[int, Meta(ge=0, le=1 << 53)]
 SlotNumber = Annotated[int, Meta(ge=0, le=1 << 31)]
@@ -91,7 +95,7 @@ class ToSlot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Run(ToSlot, frozen=True, tag=1):
-    """Run these, in this order; more may be sent while some still run."""
+    """Run these, in this order, each when its ticket is there; more may be sent while some still run."""
 
     jobs: Annotated[list[Assignment], Meta(max_length=limits.BATCH_ITEMS_MAX)]
 
@@ -158,7 +162,7 @@ class LoadFailed(FromKeeper, frozen=True, tag=32):
 
 
 class SlotOpened(FromKeeper, frozen=True, tag=33):
-    """With it travel the parent's end of the slot's socket and a pidfd of the slot."""
+    """With it travel the parent's end of the slot's socket, a pidfd of the slot, and both ends of its tickets' pipe."""
 
     slot: SlotNumber
     pid: int

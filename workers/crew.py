@@ -7,6 +7,7 @@ session its events and does what the session wants done with slots.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
 from zq.workers.slots import Keeper, Slot
 from zq.workers.sweep import own_marker
-from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, verdict
+from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
 
 RETRY_S: Final = 1.0
 """Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
@@ -39,24 +40,35 @@ class TasksBroken(Exception):
 class _Attempt:
     """One job in one slot."""
 
-    def __init__(self, token: int, seq: int, spec: JobSpec, slot_pid: int, memory_bytes: int, now_s: float) -> None:
+    __slots__ = (
+        "cpu_zero_s", "hard_s", "overrun", "sample", "sampler", "seq", "soft_s", "soft_told", "started_s", "token",
+    )  # fmt: skip
+
+    def __init__(self, token: int, seq: int, spec: JobSpec) -> None:
         self.token = token
         self.seq = seq
-        self.started_s = now_s
-        self.limits = Limits(spec.soft_limit_ms / 1000, spec.hard_limit_ms / 1000, memory_bytes)
-        self.sampler = TreeSampler(slot_pid, now_s)
-        self.sample = Sample(now_s)
+        self.soft_s = spec.soft_limit_ms / 1000
+        self.hard_s = spec.hard_limit_ms / 1000
+        self.started_s = 0.0
+        self.cpu_zero_s = 0.0
+        self.sampler: TreeSampler | None = None
+        """Made with the first sample: most jobs end before."""
+        self.sample: Sample | None = None
         self.soft_told = False
         self.overrun = False
 
+    def start(self, slot_pid: int, now_s: float) -> None:
+        self.started_s = now_s
+        self.cpu_zero_s = process_cpu_s(slot_pid)
+
     def due_s(self, sample_s: float, sampled_s: float) -> float:
         """When to look again: after `sample_s`, or when a limit passes."""
-        times = [sampled_s + sample_s]
+        due_s = sampled_s + sample_s
         if not self.soft_told:
-            times.append(max(sampled_s, self.started_s + self.limits.soft_s))
+            due_s = min(due_s, max(sampled_s, self.started_s + self.soft_s))
         if not self.overrun:
-            times.append(max(sampled_s, self.started_s + self.limits.hard_s))
-        return min(times)
+            due_s = min(due_s, max(sampled_s, self.started_s + self.hard_s))
+        return due_s
 
 
 class _Place:
@@ -66,12 +78,21 @@ class _Place:
         self.number = number
         self.queue = queue
         self.slot = slot
-        self.attempt: _Attempt | None = None
+        self.attempts: deque[_Attempt] = deque()
+        """What the slot has, in its order: the first one runs."""
+        self.unsent: list[Assignment] = []
+        """The last of them, until `Crew.flush`."""
         self.asked_s = now_s
         self.look_s = now_s
         self.opened = False
         self.planned = False
         """Whether its end was our wish."""
+        self.replaced = False
+        """Whether the slot in its place has been asked for."""
+
+    @property
+    def attempt(self) -> _Attempt | None:
+        return self.attempts[0] if self.attempts else None
 
 
 class Crew:
@@ -86,6 +107,7 @@ class Crew:
         self._memory_bytes = section.memory_limit_mib << 20
         self._places: dict[Slot, _Place] = {}
         self._by_number: dict[int, _Place] = {}
+        self._unsent: list[_Place] = []
         self._missing: list[tuple[float, str]] = []
         """(when, queue) of slots that are to be opened."""
         self._numbers = 0
@@ -150,32 +172,62 @@ class Crew:
     # ------------------------------------------------------------------------------------------ the session's side
 
     def start(self, effect: io.StartJob, now_s: float) -> io.NotStarted | None:
-        """Hand the job to its slot."""
+        """Give the job to its slot, with the next `flush`."""
         place = self._by_number.get(effect.slot)
-        spec = effect.spec
-        self._seqs += 1
         if place is None:
             return io.NotStarted(effect.token)
-        assignment = Assignment(
-            seq=self._seqs,
-            job_id=format_id(spec.id),
-            attempt=effect.attempt,
-            task=spec.task,
-            queue=spec.queue,
-            arguments=spec.arguments,
-            soft_limit_s=spec.soft_limit_ms / 1000,
-            kill_grace_s=self._section.kill_grace_s,
+        spec = effect.spec
+        self._seqs += 1
+        if not place.unsent:
+            self._unsent.append(place)
+        place.unsent.append(
+            Assignment(
+                seq=self._seqs,
+                job_id=format_id(spec.id),
+                attempt=effect.attempt,
+                task=spec.task,
+                queue=spec.queue,
+                arguments=spec.arguments,
+                soft_limit_s=spec.soft_limit_ms / 1000,
+                kill_grace_s=self._section.kill_grace_s,
+            )
         )
-        attempt = _Attempt(effect.token, self._seqs, spec, place.slot.pid, self._memory_bytes, now_s)
-        try:
-            place.slot.send([assignment])
-        except RuntimeError as error:
-            _logger.warning("job %s could not be handed over: %s", assignment.job_id, error)
-            place.slot.end(0.0, str(error))
-            return io.NotStarted(effect.token)
-        place.attempt = attempt
-        place.look_s = attempt.due_s(self._section.sample_s, now_s)
+        attempt = _Attempt(effect.token, self._seqs, spec)
+        place.attempts.append(attempt)
+        if len(place.attempts) == 1:
+            self._begin(place, attempt, now_s)
         return None
+
+    def _begin(self, place: _Place, attempt: _Attempt, now_s: float) -> None:
+        attempt.start(place.slot.pid, now_s)
+        place.look_s = attempt.due_s(self._section.sample_s, now_s)
+
+    def flush(self) -> list[io.Event]:
+        """Send the slots what `start` has gathered. To be called before waiting."""
+        events: list[io.Event] = []
+        places, self._unsent = self._unsent, []
+        for place in places:
+            jobs, place.unsent = place.unsent, []
+            try:
+                place.slot.send(jobs)
+            except RuntimeError as error:
+                _logger.warning("%d jobs could not be handed over: %s", len(jobs), error)
+                place.slot.end(0.0, str(error))
+                events += [io.NotStarted(place.attempts.pop().token) for _ in jobs][::-1]
+        return events
+
+    def take_back(self, effect: io.TakeBack) -> list[io.Event]:
+        """Take back what the slot has not begun."""
+        place = self._by_number.get(effect.slot)
+        if place is None:
+            return [io.TakenBack(effect.slot, ())]
+        events = self.flush()
+        return [*events, io.TakenBack(effect.slot, self._tokens_back(place, place.slot.take_back()))]
+
+    def _tokens_back(self, place: _Place, seqs: Sequence[int]) -> tuple[int, ...]:
+        """The tokens of the place's last attempts, which `seqs` are."""
+        tokens = [place.attempts.pop().token for _ in seqs]
+        return tuple(reversed(tokens))
 
     def end(self, effect: io.EndSlot) -> None:
         place = self._by_number.get(effect.slot)
@@ -217,10 +269,10 @@ class Crew:
             case slots.Opened(slot):
                 place = self._places[slot]
                 place.opened = True
-                return [io.SlotUp(place.number, place.queue)]
+                return [io.SlotUp(place.number, place.queue, self._section.max_tasks_per_slot)]
             case slots.Finished(slot, results):
                 place = self._places[slot]
-                return [item for result in results for item in self._finished(place, result)]
+                return [item for result in results for item in self._finished(place, result, now_s)]
             case slots.Progressed(slot, progress):
                 return self._of_attempt(
                     slot,
@@ -239,17 +291,13 @@ class Crew:
         attempt = self._places[slot].attempt
         return [make(attempt.token)] if attempt is not None and attempt.seq == seq else []
 
-    def _finished(self, place: _Place, result: AttemptResult) -> list[io.Event]:
-        attempt, place.attempt = place.attempt, None
-        if attempt is None or attempt.seq != result.seq:
+    def _finished(self, place: _Place, result: AttemptResult, now_s: float) -> list[io.Event]:
+        if not place.attempts or place.attempts[0].seq != result.seq:
             return []
-        events: list[io.Event] = []
-        used_up = self._section.max_tasks_per_slot
-        if used_up and place.slot.jobs_done >= used_up:
-            # Before the result, so that the session does not give the slot another job.
-            events.append(io.SlotClosing(place.number))
-            place.planned = True
-            place.slot.retire()
+        attempt = place.attempts.popleft()
+        events = self._retire_if_used_up(place, now_s)
+        if place.attempts:
+            self._begin(place, place.attempts[0], now_s)
         after_s = result.retry_after_s
         events.append(
             io.Reported(
@@ -259,21 +307,43 @@ class Crew:
                 error=result.error,
                 retry_after_ms=-1 if after_s is None else round(min(after_s, 1e9) * 1000),
                 usage=attempt_usage(result.usage, attempt.sample),
+                ran_ms=result.usage.running_s * 1000,
             )
         )
         return events
+
+    def _retire_if_used_up(self, place: _Place, now_s: float) -> list[io.Event]:
+        """Before the result is told, so that the session does not give the slot another job."""
+        used_up = self._section.max_tasks_per_slot
+        if not used_up or place.slot.jobs_done < used_up or place.attempts:
+            return []
+        place.planned = place.replaced = True
+        place.slot.retire()
+        # Not only when it has ended: it does nothing any more.
+        self._missing.append((now_s, place.queue))
+        return [io.SlotClosing(place.number)]
 
     def _ended(self, event: slots.Ended, now_s: float) -> list[io.Event]:
         place = self._places.pop(event.slot)
         del self._by_number[place.number]
         if event.stuck:
             _logger.error("%d processes of slot %d cannot be ended, not even by KILL", event.stuck, place.number)
-        worked = place.attempt is not None or place.slot.jobs_done > 0
+        worked = bool(place.attempts) or place.slot.jobs_done > 0
         of_use = place.planned or worked or now_s - place.asked_s >= _USEFUL_S
-        self._missing.append((now_s if of_use else now_s + RETRY_S, place.queue))
+        if not place.replaced:
+            self._missing.append((now_s if of_use else now_s + RETRY_S, place.queue))
         if not place.planned:
             _logger.warning("slot %d of queue %s: the %s", place.number, place.queue, event.reason)
-        return [io.SlotGone(place.number, f"the {event.reason}")] if place.opened else []
+        if not place.opened:
+            return []
+        unsent = len(place.unsent)
+        if unsent:
+            self._unsent.remove(place)
+        untouched = [place.attempts.pop().token for _ in range(len(event.untouched) + unsent)]
+        return [
+            *(io.NotStarted(token) for token in reversed(untouched)),
+            io.SlotGone(place.number, f"the {event.reason}"),
+        ]
 
     def _keeper_ended(self, status: int, strays: Sequence[int], now_s: float) -> None:
         self._keeper = None
@@ -291,8 +361,10 @@ class Crew:
     # ------------------------------------------------------------------------------------------ the watchdog
 
     def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
-        sample, limits = attempt.sampler.sample(), attempt.limits
-        attempt.sample = sample
+        if attempt.sampler is None:
+            attempt.sampler = TreeSampler(place.slot.pid, attempt.started_s, attempt.cpu_zero_s)
+        limits = Limits(attempt.soft_s, attempt.hard_s, self._memory_bytes)
+        attempt.sample = sample = attempt.sampler.sample()
         events: list[io.Event] = [io.Sampled(attempt.token, attempt_usage(None, sample))]
         match verdict(sample, limits, now_s):
             case Verdict.SOFT:

@@ -144,34 +144,39 @@ class Keeper:
 
     def _fork(self, number: int) -> None:
         ours, theirs = socket.socketpair()
+        tickets_out, tickets_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             pid = os.fork()
         except OSError as error:
             _logger.error("no new slot process: %s", error)
             ours.close()
             theirs.close()
+            os.close(tickets_out)
+            os.close(tickets_in)
             self._say(channel.SlotEnded(number, _NO_FORK_STATUS))
             return
         if pid == 0:
-            self._become_slot(ours, theirs)
+            os.close(tickets_in)
+            self._become_slot(ours, theirs, tickets_out)
         theirs.close()
         # Not reaped yet, so the pid is certainly the child's: nobody else can make this pidfd so safely.
         pidfd = os.pidfd_open(pid)
         key = key_of(pid)
         assert key is not None
         self._slots[number] = _Kept(number, key)
-        self._say(channel.SlotOpened(number, pid), [ours.fileno(), pidfd])
+        self._say(channel.SlotOpened(number, pid), [ours.fileno(), pidfd, tickets_out, tickets_in])
         ours.close()
-        os.close(pidfd)
+        for fd in (pidfd, tickets_out, tickets_in):
+            os.close(fd)
 
-    def _become_slot(self, ours: socket.socket, theirs: socket.socket) -> NoReturn:
+    def _become_slot(self, ours: socket.socket, theirs: socket.socket, tickets: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             ours.close()
             self._control.close()
             os.close(self._wake_in)
             os.close(self._wake_out)
-            run_slot(theirs, self._pid)
+            run_slot(theirs, tickets, self._pid)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -1,9 +1,9 @@
 """The leases a worker has, from DISPATCH until the broker has taken their results or declared them lost. Pure.
 
     WAITING ──start──► RUNNING ──end──► ENDING ──gone──► ENDED ──acked──► forgotten
-       ▲                │  │              │                │
-       └───unstart──────┘  ├──report──────┼───────────────►┤
-                           └──abandon──► ABANDONED ──gone──┴─────────────► forgotten
+       ▲ │              ▲ │ │             │                │
+       │ └─hand─► HANDED┘ │ ├──report─────┼───────────────►┤
+       └──────unstart─┴───┘ └──abandon─► ABANDONED ──gone──┴─────────────► forgotten
 
 A result is kept (ENDED) until the broker has it on disk or says that the lease is no longer ours: nothing else drops
 one. A lease in ENDING or ABANDONED still occupies its slot, because its process tree may still live.
@@ -26,7 +26,9 @@ RESULT_OVERHEAD_BYTES = 256
 
 class Phase(Enum):
     WAITING = "waiting"
-    """Dispatched; its slot is still being replaced."""
+    """Dispatched; its slot is still being replaced, or it was taken back from one."""
+    HANDED = "handed"
+    """In a slot, behind others: it can still be taken back, unless the slot has just begun it."""
     RUNNING = "running"
     ENDING = "ending"
     """Its process tree is being ended and its result is decided."""
@@ -37,9 +39,10 @@ class Phase(Enum):
 
 
 class Step(Enum):
+    HAND = "hand"
     START = "start"
     UNSTART = "unstart"
-    """The slot died before it was given the job."""
+    """Taken back from its slot, or the slot died before it began the job."""
     REPORT = "report"
     """The result is known and no process is left."""
     END = "end"
@@ -51,8 +54,11 @@ class Step(Enum):
 
 STEPS: dict[tuple[Phase, Step], Phase | None] = {
     (Phase.WAITING, Step.START): Phase.RUNNING,
+    (Phase.WAITING, Step.HAND): Phase.HANDED,
     (Phase.WAITING, Step.REPORT): Phase.ENDED,
     (Phase.WAITING, Step.ABANDON): None,
+    (Phase.HANDED, Step.START): Phase.RUNNING,
+    (Phase.HANDED, Step.UNSTART): Phase.WAITING,
     (Phase.RUNNING, Step.UNSTART): Phase.WAITING,
     (Phase.RUNNING, Step.REPORT): Phase.ENDED,
     (Phase.RUNNING, Step.END): Phase.ENDING,
@@ -65,9 +71,9 @@ STEPS: dict[tuple[Phase, Step], Phase | None] = {
 }
 """(phase, step) → next phase; None: the lease is forgotten. A pair that is not here is illegal and changes nothing."""
 
-OURS = frozenset({Phase.WAITING, Phase.RUNNING, Phase.ENDING, Phase.ENDED})
+OURS = frozenset({Phase.WAITING, Phase.HANDED, Phase.RUNNING, Phase.ENDING, Phase.ENDED})
 """What RESUME and BEAT list."""
-OPEN = frozenset({Phase.WAITING, Phase.RUNNING, Phase.ENDING})
+OPEN = frozenset({Phase.WAITING, Phase.HANDED, Phase.RUNNING, Phase.ENDING})
 """What counts against the credit."""
 
 
@@ -75,12 +81,19 @@ class IllegalStep(Exception):
     """A step that the table does not have: a defect of ours, never the broker's or a slot's mistake."""
 
 
+class Doom(Enum):
+    """What is to become of a lease in a slot, behind others, as soon as it is known whether it has begun."""
+
+    CANCEL = "cancel"
+    ABANDON = "abandon"
+
+
 class HeldLease:
     """One lease and what is known about its attempt."""
 
     __slots__ = (
-        "attempt", "hold_request", "job_id", "phase", "queue", "result", "sent_ms", "slot", "spec", "started_ms",
-        "token", "usage",
+        "attempt", "doom", "hold_request", "job_id", "phase", "queue", "result", "return_ms", "sent_ms", "slot",
+        "spec", "started_ms", "token", "usage",
     )  # fmt: skip
 
     def __init__(self, lease: Lease, queue: str, spec: JobSpec | None) -> None:
@@ -97,6 +110,9 @@ class HeldLease:
         self.result: Result | None = None
         self.sent_ms: int | None = None
         """When the result was last sent in this session; None: not yet."""
+        self.doom: Doom | None = None
+        self.return_ms: int | None = None
+        """When it is handed back to the broker if no slot has taken it; None: it waits for its slot."""
         self.hold_request: int | None = None
         """Number of the HOLD that waits for its answer."""
 
@@ -110,6 +126,7 @@ class LeaseBook:
         self._sent: dict[int, HeldLease] = {}
         # In the order in which they were sent.
         self._open: Counter[str] = Counter()
+        self._all: Counter[str] = Counter()
         self._occupied: Counter[bytes] = Counter()
         self.held_bytes = 0
         """Of results that the broker has not taken yet."""
@@ -134,6 +151,7 @@ class LeaseBook:
         assert len(self._leases) < LEASES_MAX
         self._leases[lease.token] = lease
         self._open[lease.queue] += 1
+        self._all[lease.queue] += 1
 
     def step(self, lease: HeldLease, step: Step) -> None:
         """Move a lease along the table. Raises IllegalStep, with nothing changed, for a pair that it does not have."""
@@ -149,6 +167,7 @@ class LeaseBook:
             self._open[lease.queue] -= 1
         if after is None:
             del self._leases[lease.token]
+            self._all[lease.queue] -= 1
             return
         lease.phase = after
         if after is Phase.ENDED:
@@ -167,6 +186,10 @@ class LeaseBook:
 
     def open_in(self, queue: str) -> int:
         return self._open[queue]
+
+    def all_in(self, queue: str) -> int:
+        """With those whose results the broker has not taken yet."""
+        return self._all[queue]
 
     def job_occupied(self, job_id: bytes) -> bool:
         """Whether an earlier attempt of this job may still have processes here."""

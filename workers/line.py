@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from zq.exceptions import SoftTimeLimitExceeded
 from zq.workers import channel
-from zq.workers.channel import DOORBELL
+from zq.workers.channel import DOORBELL, TICKET
 
 EXIT_NONSENSE = 70
 """Exit code when the parent's words cannot be understood (EX_SOFTWARE in sysexits(3)): a defect of ours."""
@@ -30,9 +30,11 @@ _READ_BYTES = 256 << 10
 class Line:
     """The channel as the slot sees it. Sending is for any thread; everything else for the main thread."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, tickets: int) -> None:
+        """`tickets`: the reading end of the pipe that says which job may begin; it does not block."""
         sock.setblocking(False)
         self._sock = sock
+        self._tickets = tickets
         self._reader = channel.FrameReader()
         self._outbox = bytearray()
         self._send_lock = threading.Lock()
@@ -51,6 +53,7 @@ class Line:
     def close(self) -> None:
         """In a process that the task has forked: it must neither hold the channel nor speak on it."""
         self._sock.close()
+        os.close(self._tickets)
 
     # ------------------------------------------------------------------------------------------- the task's time
 
@@ -124,10 +127,29 @@ class Line:
 
     def next_job(self) -> channel.Assignment:
         """Wait for the next job. Ends the process when the parent has closed the channel."""
-        while not self._runs:
+        while (seq := self._take_ticket()) is None:
+            ready, _, _ = select.select([self._sock.fileno(), self._tickets], [], [])
+            if self._sock.fileno() in ready:
+                self.take()
+        while True:
+            while self._runs:
+                job = self._runs.popleft()
+                if job.seq == seq:
+                    return job
+                # Its ticket was taken back.
             select.select([self._sock], [], [])
             self.take()
-        return self._runs.popleft()
+
+    def _take_ticket(self) -> int | None:
+        """From here on the job is ours: the parent can no longer take it back."""
+        try:
+            data = os.read(self._tickets, TICKET.size)
+        except BlockingIOError:
+            return None
+        if not data:
+            os._exit(0)  # the parent is gone
+        seq: int = TICKET.unpack(data)[0]
+        return seq
 
     def wait_answer(self, seq: int) -> bool | None:
         """Wait for the answer to `still mine?`; None if the soft limit came first. Inside `reading`."""

@@ -123,6 +123,9 @@ class Runner:
         for message in self._wire.receive():
             self._do(session, session.handle(message, _ms()))
         self._do(session, session.turn(_ms()))
+        while events := self._crew.flush():
+            for event in events:
+                self._do(session, session.handle(event, _ms()))
         return session
 
     def _wait(self, session: Session | None, wakeup_fd: int) -> set[object]:
@@ -172,22 +175,23 @@ class Runner:
         """Carry out effects in order, and what follows from those that fail."""
         self._effects.extend(effects)
         while self._effects:
-            failure = self._carry_out(self._effects.popleft())
-            if failure is not None:
-                self._effects.extend(session.handle(failure, _ms()))
+            for event in self._carry_out(self._effects.popleft()):
+                self._effects.extend(session.handle(event, _ms()))
 
-    def _carry_out(self, effect: io.Effect) -> io.Event | None:
+    def _carry_out(self, effect: io.Effect) -> Sequence[io.Event]:
         match effect:
             case io.Send(message):
-                return self._wire.send(message)
+                return _if_any(self._wire.send(message))
             case io.StartJob():
-                return self._crew.start(effect, time.monotonic())
+                return _if_any(self._crew.start(effect, time.monotonic()))
+            case io.TakeBack():
+                return self._crew.take_back(effect)
             case io.EndSlot():
                 self._crew.end(effect)
             case io.AnswerHold():
                 self._crew.answer_hold(effect)
             case io.OpenLink():
-                return self._wire.open()
+                return _if_any(self._wire.open())
             case io.CloseLink():
                 self._wire.close()
             case io.Say(level, text):
@@ -195,7 +199,11 @@ class Runner:
             case io.Leave(undelivered):
                 _logger.info("worker %s leaves%s", self._identity.instance, f" ({undelivered})" if undelivered else "")
                 self._exit_code = self._code_after_drain
-        return None
+        return ()
+
+
+def _if_any(event: io.Event | None) -> Sequence[io.Event]:
+    return () if event is None else (event,)
 
 
 def _ms() -> int:

@@ -27,6 +27,7 @@ from zq.protocol.messages import BrokerMessage, RevokeReason
 from zq.workers import session_io as io
 from zq.workers.leases import (
     LEASES_MAX,
+    Doom,
     HeldLease,
     LeaseBook,
     Phase,
@@ -44,6 +45,8 @@ SLOTS_MAX = LEASES_MAX // 4
 RESEND_MS = 5_000
 """Results and questions without an answer are sent again after this time."""
 PROGRESS_MS = 200
+RETURN_MS = 50
+"""A lease that no slot takes for so long, because the jobs before it turned out slow, goes back to the broker."""
 DELIVERY_MS = 5_000
 """When a drain's time is up: how much longer the last results may take to be acknowledged."""
 
@@ -77,6 +80,9 @@ class Session:
         self._work_until_ms: int | None = None
         self._barrier: int | None = None
         self._announced: dict[str, int] = {}
+        self._most_announced: dict[str, int] = {}
+        """In this session: a broker that has not read the last CREDIT yet may still give so many."""
+        self._return_ms: int | None = None
         self._request = 0
         self._holds: dict[int, int] = {}
         self._hold_resend_ms = now_ms
@@ -86,7 +92,8 @@ class Session:
             m.Welcome: self._on_welcome, m.Refusal: self._on_refusal, m.Dispatch: self._on_dispatch,
             m.Acked: self._on_acked, m.Resumed: self._on_resumed, m.BeatOk: self._on_beat_ok, m.Held: self._on_held,
             m.Revoke: self._on_revoke, io.SlotUp: self._on_slot_up, io.SlotClosing: self._on_slot_closing,
-            io.SlotGone: self._on_slot_gone, io.NotStarted: self._on_not_started, io.Reported: self._on_reported,
+            io.SlotGone: self._on_slot_gone, io.NotStarted: self._on_not_started, io.TakenBack: self._on_taken_back,
+            io.Reported: self._on_reported,
             io.Progressed: self._on_progressed, io.HoldAsked: self._on_hold_asked, io.Sampled: self._on_sampled,
             io.Overrun: self._on_overrun, io.LinkBroken: self._on_link_broken, io.DrainAsked: self._on_drain_asked,
         }  # fmt: skip
@@ -112,6 +119,7 @@ class Session:
         if self.work is Work.LEFT:
             return []
         self._turn_work(now_ms)
+        self._turn_slots(now_ms)
         why = self.uplink.silent_for_too_long(now_ms)
         if why:
             self._lose_link(why, now_ms)
@@ -124,8 +132,9 @@ class Session:
     def wake_ms(self) -> int:
         """When `turn` has something to do, if nothing happens before."""
         times = [self.uplink.wake_ms()]
-        if self._work_until_ms is not None:
-            times.append(self._work_until_ms)
+        for time_ms in (self._work_until_ms, self._return_ms, self.slots.look_ms(), self._idle_ms()):
+            if time_ms is not None:
+                times.append(time_ms)
         if self.uplink.ready:
             oldest_ms = self.book.oldest_sent_ms()
             if oldest_ms is not None:
@@ -147,7 +156,7 @@ class Session:
         self._link_lost()
 
     def _link_lost(self) -> None:
-        self._announced = {}
+        self._announced, self._most_announced = {}, {}
         self._barrier = None
         self.book.forget_sending()
 
@@ -180,43 +189,98 @@ class Session:
         if not is_next:
             self.ignored["Dispatch"] += 1
             return
+        queues: dict[str, int] = {}
         for lease in dispatch.leases:
-            self._accept(lease, now_ms)
+            held = self._accept(lease, now_ms)
+            if held is not None:
+                assert held.spec is not None
+                queues[held.queue] = max(queues.get(held.queue, 0), len(held.spec.arguments))
+        for queue, size in queues.items():
+            used_up = 2 * self.book.all_in(queue) > self._announced.get(queue, 0)
+            self.slots.paces[queue].dispatched(size, used_up=used_up, now_ms=now_ms)
+        self._assign(now_ms)
 
-    def _accept(self, lease: m.Lease, now_ms: int) -> None:
+    def _accept(self, lease: m.Lease, now_ms: int) -> HeldLease | None:
+        """The lease, if it now waits for a slot."""
         if lease.token in self.book:
-            return
+            return None
         if len(self.book) >= LEASES_MAX:
             # Only a broker that does not count can do this. BEAT does not list the lease, so it goes elsewhere.
             self.ignored["Lease"] += 1
-            return
+            return None
         try:
             spec = decode_spec(lease.spec)
         except ValueError as error:
             held = HeldLease(lease, "", None)
             self.book.add(held)
             self._finish(held, Outcome.REJECTED, error=f"the job cannot be read: {error}")
-            return
+            return None
         held = HeldLease(lease, spec.queue, spec)
-        full = self.book.open_in(spec.queue) >= self.slots.total(spec.queue)
+        there, slots = self.book.open_in(spec.queue), self.slots.total(spec.queue)
         self.book.add(held)
         if spec.queue not in self._settings.queues:
             queues = ", ".join(self._settings.queues)
             self._finish(held, Outcome.FAILED, error=f"queue {spec.queue!r} came to a worker that serves {queues}")
-        elif self.work is not Work.WORKING or full:
+            return None
+        if self.work is not Work.WORKING or there >= max(slots, self._most_announced.get(spec.queue, 0)):
             self._finish(held, Outcome.HANDED_BACK)
-        else:
-            self.slots.wait(held)
-            self._assign(now_ms)
+            return None
+        if there >= slots:
+            self._return_soon(held, now_ms)
+        self.slots.wait(held)
+        return held
+
+    def _return_soon(self, lease: HeldLease, now_ms: int) -> None:
+        lease.return_ms = now_ms + RETURN_MS
+        if self._return_ms is None:
+            self._return_ms = lease.return_ms
 
     def _assign(self, now_ms: int) -> None:
-        while (pair := self.slots.match(self.book.job_occupied)) is not None:
-            slot, lease = pair
+        for hand, lease in self.slots.match(self.book.job_occupied):
             assert lease.spec is not None
-            self.book.step(lease, Step.START)
-            self.book.occupy(lease, slot)
-            lease.started_ms = now_ms
-            self._out.append(io.StartJob(slot, lease.token, lease.attempt, lease.spec))
+            self.book.occupy(lease, hand.slot)
+            lease.return_ms = None
+            if len(hand.leases) == 1:
+                self._start(lease, now_ms)
+            else:
+                self.book.step(lease, Step.HAND)
+            self._out.append(io.StartJob(hand.slot, lease.token, lease.attempt, lease.spec))
+
+    def _start(self, lease: HeldLease, now_ms: int) -> None:
+        self.book.step(lease, Step.START)
+        lease.started_ms = now_ms
+        if lease.doom is Doom.CANCEL:
+            self._end(lease, Outcome.CANCELLED, "cancelled")
+        elif lease.doom is Doom.ABANDON:
+            self._abandon(lease, "the job is no longer ours")
+
+    def _leave_slot(self, lease: HeldLease, now_ms: int) -> None:
+        """The lease is no longer in its slot, whose next job runs now."""
+        follower = self.slots.drop(lease)
+        self.book.vacate(lease)
+        if follower is not None and follower.phase is Phase.HANDED:
+            self._start(follower, now_ms)
+
+    def _turn_slots(self, now_ms: int) -> None:
+        """Nothing waits behind a slow job, and nothing is kept from other workers."""
+        for hand in self.slots.held_up(now_ms):
+            self._out.append(io.TakeBack(hand.slot))
+        if self._return_ms is not None and now_ms >= self._return_ms:
+            self._return_ms = None
+            for lease in self.slots.overdue(now_ms):
+                self._finish(lease, Outcome.HANDED_BACK)
+            self._return_ms = self.slots.return_ms()
+        for queue, pace in self.slots.paces.items():
+            if pace.idle(now_ms) and not self.book.open_in(queue):
+                pace.slow()
+
+    def _idle_ms(self) -> int | None:
+        times = [
+            idle_ms
+            for queue, pace in self.slots.paces.items()
+            if (idle_ms := pace.idle_ms()) is not None and not self.book.open_in(queue)
+        ]
+        return min(times, default=None)
 
     def _finish(
         self, lease: HeldLease, outcome: Outcome, *, result: bytes = b"", error: str = "", retry_after_ms: int = -1
@@ -238,21 +302,36 @@ class Session:
         self._drop_extras(lease)
         lease.result = make_result(lease, outcome, error=error)
         self.book.step(lease, Step.END)
-        self.slots.close(lease.slot)
-        self._out.append(io.EndSlot(lease.slot, error or outcome.name.lower().replace("_", " ")))
+        self._end_slot(lease.slot, error or outcome.name.lower().replace("_", " "))
+
+    def _end_slot(self, slot: int, why: str) -> None:
+        self.slots.end(slot)
+        hand = self.slots.get(slot)
+        if hand is not None and len(hand.leases) > 1:
+            self._out.append(io.TakeBack(slot))
+        self._out.append(io.EndSlot(slot, why))
 
     def _abandon(self, lease: HeldLease, why: str) -> None:
         """The job is no longer ours: stop working on it, report nothing."""
         self._drop_extras(lease)
         if lease.phase is Phase.ABANDONED:
             return
+        if lease.phase is Phase.HANDED:
+            self._doom(lease, Doom.ABANDON)
+            return
         if lease.phase is Phase.WAITING:
             self.slots.stop_waiting(lease)
         if lease.phase is Phase.RUNNING:
             assert lease.slot is not None
-            self.slots.close(lease.slot)
-            self._out.append(io.EndSlot(lease.slot, why))
+            self._end_slot(lease.slot, why)
         self.book.step(lease, Step.ABANDON)
+
+    def _doom(self, lease: HeldLease, doom: Doom) -> None:
+        """Behind others in a slot: done when it is taken back, or found to run."""
+        assert lease.slot is not None
+        if lease.doom is not Doom.ABANDON:
+            lease.doom = doom
+        self._out.append(io.TakeBack(lease.slot))
 
     def _on_acked(self, acked: m.Acked, now_ms: int) -> None:
         for token in (*acked.accepted, *acked.stale):
@@ -279,6 +358,8 @@ class Session:
             elif lease.phase is Phase.WAITING:
                 self.slots.stop_waiting(lease)
                 self._finish(lease, Outcome.CANCELLED)
+            elif lease.phase is Phase.HANDED:
+                self._doom(lease, Doom.CANCEL)
             elif lease.phase is Phase.RUNNING:
                 self._end(lease, Outcome.CANCELLED, "cancelled")
             # Otherwise its end is decided, and the result on its way.
@@ -286,20 +367,27 @@ class Session:
     # ------------------------------------------------------------------------------------------ slots and tasks
 
     def _on_slot_up(self, event: io.SlotUp, now_ms: int) -> None:
-        self.slots.add(event.slot, event.queue)
+        self.slots.add(event.slot, event.queue, event.jobs_max)
         self._assign(now_ms)
 
     def _on_slot_closing(self, event: io.SlotClosing, now_ms: int) -> None:
         self.slots.close(event.slot)
 
     def _on_slot_gone(self, event: io.SlotGone, now_ms: int) -> None:
-        self.slots.remove(event.slot)
-        for lease in self.book.all():
-            if lease.slot != event.slot:
-                continue
+        hand = self.slots.remove(event.slot)
+        for lease in hand.leases if hand is not None else ():
             self.book.vacate(lease)
-            if lease.phase is Phase.RUNNING:
-                self._finish(lease, Outcome.FAILED, error=event.why)
+            if lease.phase in (Phase.RUNNING, Phase.HANDED):
+                if lease.phase is Phase.HANDED:
+                    self.book.step(lease, Step.START)
+                if lease.doom is Doom.ABANDON:
+                    self.book.step(lease, Step.ABANDON)
+                    self.book.step(lease, Step.GONE)
+                elif hand is not None and hand.ended:
+                    # Ended for the sake of the job before it, just when this one began.
+                    self._finish(lease, Outcome.HANDED_BACK)
+                else:
+                    self._finish(lease, Outcome.FAILED, error=event.why)
             else:
                 if lease.result is not None:
                     lease.result = msgspec.structs.replace(lease.result, usage=lease.usage)
@@ -308,16 +396,38 @@ class Session:
 
     def _on_not_started(self, event: io.NotStarted, now_ms: int) -> None:
         lease = self.book.get(event.token)
-        if lease is None or lease.phase is not Phase.RUNNING or lease.slot is None:
+        if lease is None or lease.phase not in (Phase.RUNNING, Phase.HANDED) or lease.slot is None:
             return
         self.slots.close(lease.slot)
-        self.book.vacate(lease)
-        self.book.step(lease, Step.UNSTART)
-        if self.work is Work.WORKING:
-            self.slots.wait(lease)
-            self._assign(now_ms)
-        else:
-            self._finish(lease, Outcome.HANDED_BACK)
+        self.slots.drop(lease)
+        self._unstart([lease], now_ms)
+
+    def _on_taken_back(self, event: io.TakenBack, now_ms: int) -> None:
+        leases = [lease for token in event.tokens if (lease := self.book.get(token)) is not None]
+        taken = [lease for lease in leases if lease.phase is Phase.HANDED and lease.slot == event.slot]
+        for lease in reversed(taken):
+            self.slots.drop(lease)
+        self._unstart(taken, now_ms)
+
+    def _unstart(self, leases: list[HeldLease], now_ms: int) -> None:
+        """They are in no slot any more, and have not begun."""
+        waiting: list[HeldLease] = []
+        for lease in leases:
+            self.book.vacate(lease)
+            self.book.step(lease, Step.UNSTART)
+            doom, lease.doom = lease.doom, None
+            if doom is Doom.ABANDON:
+                self.book.step(lease, Step.ABANDON)
+            elif doom is Doom.CANCEL:
+                self._finish(lease, Outcome.CANCELLED)
+            elif self.work is not Work.WORKING:
+                self._finish(lease, Outcome.HANDED_BACK)
+            else:
+                if self.book.open_in(lease.queue) > self.slots.total(lease.queue):
+                    self._return_soon(lease, now_ms)
+                waiting.append(lease)
+        self.slots.wait_first(waiting)
+        self._assign(now_ms)
 
     def _on_reported(self, event: io.Reported, now_ms: int) -> None:
         lease = self.book.get(event.token)
@@ -327,15 +437,18 @@ class Session:
         if lease.phase is Phase.ENDING and event.outcome is Outcome.DONE:
             # Finished while its tree was being ended: what is done is done, and need not be done again.
             lease.result = make_result(lease, Outcome.DONE, result=event.result)
+        if lease.phase is Phase.HANDED:
+            # The one before it was being ended, and had finished all the same.
+            self.book.step(lease, Step.START)
         if lease.phase is not Phase.RUNNING or lease.slot is None:
             return
-        slot = lease.slot
-        self.book.vacate(lease)
+        ran_ms = now_ms - lease.started_ms if event.ran_ms is None else event.ran_ms
+        self.slots.paces[lease.queue].ended(ran_ms, now_ms)
         error, outcome = event.error, event.outcome
         if outcome is None:
             error, outcome = error or "the task gave up: its lease was lost", Outcome.FAILED
         self._finish(lease, outcome, result=event.result, error=error, retry_after_ms=event.retry_after_ms)
-        self.slots.free(slot)
+        self._leave_slot(lease, now_ms)
         self._assign(now_ms)
 
     def _on_progressed(self, event: io.Progressed, now_ms: int) -> None:
@@ -384,16 +497,18 @@ class Session:
         self._out.append(io.Say(level, text))
 
     def _credit(self) -> dict[str, int]:
-        """Slots that are up; nothing while draining, or while too many results wait for the broker."""
+        """Slots that are up, more while jobs are tiny; nothing while draining, or while too many results wait."""
         pressed = self.book.held_bytes > limits.RESEND_BYTES_MAX or len(self.book) > LEASES_MAX // 2
         if self.work is not Work.WORKING or pressed:
             return dict.fromkeys(self._settings.queues, 0)
-        return {queue: self.slots.up(queue) for queue in self._settings.queues}
+        return {queue: self.slots.credit(queue) for queue in self._settings.queues}
 
     def _flush(self, now_ms: int) -> None:
         credit = self._credit()
         if credit != self._announced:
             self._announced = credit
+            for queue, count in credit.items():
+                self._most_announced[queue] = max(count, self._most_announced.get(queue, 0))
             self._send(m.Credit(self.uplink.session, [m.QueueSlots(queue, n) for queue, n in credit.items()]))
         self._send_results(self.book.to_send(now_ms - RESEND_MS), now_ms)
         if self._holds and now_ms >= self._hold_resend_ms:
@@ -446,6 +561,8 @@ class Session:
         for lease in self.book.in_phase(Phase.WAITING):
             self.slots.stop_waiting(lease)
             self._finish(lease, Outcome.HANDED_BACK)
+        for slot in {lease.slot for lease in self.book.in_phase(Phase.HANDED) if lease.slot is not None}:
+            self._out.append(io.TakeBack(slot))
         if self.work is Work.DRAINING:
             self._work_until_ms = now_ms + self._settings.drain_ms
             seconds = self._settings.drain_ms / 1000
@@ -466,7 +583,7 @@ class Session:
     def _leave_if_empty(self) -> None:
         if self.work not in (Work.DRAINING, Work.HANDING_BACK):
             return
-        if self.book.in_phase(Phase.WAITING, Phase.RUNNING, Phase.ENDING, Phase.ABANDONED):
+        if self.book.in_phase(Phase.WAITING, Phase.HANDED, Phase.RUNNING, Phase.ENDING, Phase.ABANDONED):
             return
         # The answer to the BEAT that followed CREDIT 0 comes after every dispatch that had crossed it.
         answered = self._barrier is not None and self.uplink.beats_answered >= self._barrier

@@ -20,6 +20,8 @@ class SlotUp(Event, frozen=True):
 
     slot: int
     queue: str
+    jobs_max: int = 0
+    """It is replaced after so many jobs; 0 means never."""
 
 
 class SlotClosing(Event, frozen=True):
@@ -42,6 +44,13 @@ class NotStarted(Event, frozen=True):
     token: int
 
 
+class TakenBack(Event, frozen=True):
+    """Answers TakeBack: these the slot has not begun, and will not. All others it has, or had."""
+
+    slot: int
+    tokens: tuple[int, ...]
+
+
 class Reported(Event, frozen=True):
     """The slot says how an attempt ended; its process is free for the next job."""
 
@@ -52,6 +61,8 @@ class Reported(Event, frozen=True):
     error: str = ""
     retry_after_ms: int = -1
     usage: Usage = Usage()
+    ran_ms: float | None = None
+    """How long the task ran, if the slot has said so."""
 
 
 class Progressed(Event, frozen=True):
@@ -108,10 +119,18 @@ class Send(Effect, frozen=True):
 
 
 class StartJob(Effect, frozen=True):
+    """Give a slot a job, to be run after those that it has."""
+
     slot: int
     token: int
     attempt: int
     spec: JobSpec
+
+
+class TakeBack(Effect, frozen=True):
+    """Take from the slot what it has not begun, but for the first of its jobs. Answered by TakenBack at once."""
+
+    slot: int
 
 
 class EndSlot(Effect, frozen=True):

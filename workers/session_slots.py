@@ -1,69 +1,226 @@
-"""Which slots a worker's session may give jobs to, and which leases wait for one. Pure."""
+"""Which slots a worker's session may give jobs to, what each of them has in hand, and which leases wait. Pure.
+
+A slot's first lease runs; those behind it can be taken back until it has begun them. How many it may have is the
+queue's pace: one, but for tiny jobs.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
-from zq.workers.leases import HeldLease
+from zq.workers.leases import LEASES_MAX, HeldLease, Phase
+from zq.workers.pace import SLOW_MS, Pace
+
+EXTRA_MAX: Final = LEASES_MAX // 4
+"""Leases in hand beyond one for each slot, over all queues."""
+_NO_LIMIT: Final = 1 << 60
+
+
+class Hand:
+    """A slot: what it has, in the order in which it runs them."""
+
+    __slots__ = ("closed", "ended", "leases", "left", "queue", "slot", "slow")
+
+    def __init__(self, slot: int, queue: str, left: int) -> None:
+        self.slot = slot
+        self.queue = queue
+        self.leases: deque[HeldLease] = deque()
+        self.left = left
+        """How many more it may be given in its life."""
+        self.closed = False
+        """It gets no more jobs: it is being ended or replaced."""
+        self.ended = False
+        """We have its process tree ended."""
+        self.slow = False
+        """Its first job has run for SLOW_MS: nothing is put behind it."""
 
 
 class SessionSlots:
-    """Slots by number, each of one queue: free, busy, or closed (being ended or replaced: it gets no more jobs)."""
-
     def __init__(self, queues: Mapping[str, int]) -> None:
         self._total = dict(queues)
-        self._queue_of: dict[int, str] = {}
-        self._closed: set[int] = set()
-        self._free: dict[str, list[int]] = {queue: [] for queue in queues}
-        self._waiting: list[HeldLease] = []
-        self._up: Counter[str] = Counter()
+        self._share = EXTRA_MAX // max(1, sum(queues.values()))
+        self.paces = {queue: Pace() for queue in queues}
+        self._hands: dict[int, Hand] = {}
+        self._open: dict[str, dict[int, Hand]] = {queue: {} for queue in queues}
+        self._free: dict[str, list[Hand]] = {queue: [] for queue in queues}
+        self._waiting: dict[str, deque[HeldLease]] = {queue: deque() for queue in queues}
+        self._deep: dict[int, Hand] = {}
+        """Those with more than one job."""
 
     def total(self, queue: str) -> int:
         """Slots the queue is to have; 0 for a queue that is not ours."""
         return self._total.get(queue, 0)
 
-    def up(self, queue: str) -> int:
-        """Slots that have a job or can take one."""
-        return self._up[queue]
+    def depth(self, queue: str) -> int:
+        """Jobs that one slot of the queue may have now."""
+        return min(self.paces[queue].depth, 1 + self._share)
 
-    def add(self, slot: int, queue: str) -> None:
-        assert slot not in self._queue_of, "slot numbers are never used again"
-        self._queue_of[slot] = queue
-        self._up[queue] += 1
-        self._free[queue].append(slot)
+    def credit(self, queue: str) -> int:
+        """Jobs the queue's slots may have, all together."""
+        hands, depth = self._open[queue], self.depth(queue)
+        if depth == 1:
+            return len(hands)
+        return sum(1 if hand.slow else min(depth, len(hand.leases) + hand.left) for hand in hands.values())
 
-    def free(self, slot: int) -> None:
-        """The slot's job has ended."""
-        if slot in self._queue_of and slot not in self._closed:
-            self._free[self._queue_of[slot]].append(slot)
+    # ------------------------------------------------------------------------------------------ slots
+
+    def add(self, slot: int, queue: str, jobs_max: int = 0) -> None:
+        assert slot not in self._hands, "slot numbers are never used again"
+        hand = self._hands[slot] = Hand(slot, queue, jobs_max or _NO_LIMIT)
+        self._open[queue][slot] = hand
+        self._free[queue].append(hand)
 
     def close(self, slot: int) -> None:
         """Give it no more jobs. Closing twice, or a slot that is gone, changes nothing."""
-        if slot not in self._queue_of or slot in self._closed:
+        hand = self._hands.get(slot)
+        if hand is None or hand.closed:
             return
-        queue = self._queue_of[slot]
-        self._closed.add(slot)
-        self._up[queue] -= 1
-        if slot in self._free[queue]:
-            self._free[queue].remove(slot)
+        hand.closed = True
+        del self._open[hand.queue][slot]
+        if hand in self._free[hand.queue]:
+            self._free[hand.queue].remove(hand)
 
-    def remove(self, slot: int) -> None:
+    def end(self, slot: int) -> None:
+        """Its process tree is being ended."""
         self.close(slot)
-        self._closed.discard(slot)
-        self._queue_of.pop(slot, None)
+        if slot in self._hands:
+            self._hands[slot].ended = True
+
+    def remove(self, slot: int) -> Hand | None:
+        """The slot is gone; what it had."""
+        self.close(slot)
+        self._deep.pop(slot, None)
+        return self._hands.pop(slot, None)
+
+    def get(self, slot: int) -> Hand | None:
+        return self._hands.get(slot)
+
+    # ------------------------------------------------------------------------------------------ jobs
+
+    def drop(self, lease: HeldLease) -> HeldLease | None:
+        """A slot no longer has this lease. Its next one, if this was its first: that one runs now."""
+        assert lease.slot is not None
+        hand = self._hands.get(lease.slot)
+        if hand is None:
+            return None
+        was_first = hand.leases[0] is lease
+        if lease.phase is Phase.HANDED:
+            hand.left += 1
+        if was_first:
+            hand.leases.popleft()
+            hand.slow = False
+        else:
+            hand.leases.remove(lease)
+        if len(hand.leases) < 2:
+            self._deep.pop(hand.slot, None)
+        if hand.leases:
+            return hand.leases[0] if was_first else None
+        if not hand.closed and hand.left:
+            self._free[hand.queue].append(hand)
+        return None
 
     def wait(self, lease: HeldLease) -> None:
-        """Bounded by the caller: never more leases than `total` are open in a queue."""
-        self._waiting.append(lease)
+        """Bounded by the caller."""
+        self._waiting[lease.queue].append(lease)
+
+    def wait_first(self, leases: list[HeldLease]) -> None:
+        """They came before all that wait: they had been given to a slot already."""
+        for lease in reversed(leases):
+            self._waiting[lease.queue].appendleft(lease)
 
     def stop_waiting(self, lease: HeldLease) -> None:
-        self._waiting.remove(lease)
+        self._waiting[lease.queue].remove(lease)
 
-    def match(self, occupied: Callable[[bytes], bool]) -> tuple[int, HeldLease] | None:
-        """Take the first lease that a slot is free for, and the slot; but none whose job still has processes here."""
-        for lease in self._waiting:
-            if self._free[lease.queue] and not occupied(lease.job_id):
-                self._waiting.remove(lease)
-                return self._free[lease.queue].pop(), lease
-        return None
+    def overdue(self, now_ms: int) -> list[HeldLease]:
+        """Those that have waited long enough for a slot; they wait no more."""
+        found: list[HeldLease] = []
+        for queue, waiting in self._waiting.items():
+            due = [lease for lease in waiting if lease.return_ms is not None and lease.return_ms <= now_ms]
+            if due:
+                found += due
+                self._waiting[queue] = deque(x for x in waiting if x.return_ms is None or x.return_ms > now_ms)
+        return found
+
+    def return_ms(self) -> int | None:
+        """When the next of them has."""
+        times = [x.return_ms for waiting in self._waiting.values() for x in waiting if x.return_ms is not None]
+        return min(times, default=None)
+
+    def match(self, occupied: Callable[[bytes], bool]) -> Iterator[tuple[Hand, HeldLease]]:
+        """Give what waits to slots, idle ones first; but nothing whose job still has processes here."""
+        for queue, waiting in self._waiting.items():
+            if waiting:
+                yield from self._match(queue, waiting, occupied)
+
+    def _match(
+        self, queue: str, waiting: deque[HeldLease], occupied: Callable[[bytes], bool]
+    ) -> Iterator[tuple[Hand, HeldLease]]:
+        held_back: list[HeldLease] = []
+        free, depth = self._free[queue], self.depth(queue)
+        busy: list[tuple[int, int]] | None = None
+        while waiting:
+            lease = waiting.popleft()
+            if occupied(lease.job_id):
+                held_back.append(lease)
+                continue
+            if free:
+                hand = free.pop()
+            else:
+                if busy is None:
+                    busy = self._with_room(queue, depth)
+                if not busy:
+                    waiting.appendleft(lease)
+                    break
+                load, slot = busy[0]
+                hand = self._hands[slot]
+                if load + 1 < depth and hand.left > 1:
+                    heapq.heapreplace(busy, (load + 1, slot))
+                else:
+                    heapq.heappop(busy)
+                self._deep[slot] = hand
+            hand.leases.append(lease)
+            hand.left -= 1
+            yield hand, lease
+        waiting.extendleft(reversed(held_back))
+
+    def _with_room(self, queue: str, depth: int) -> list[tuple[int, int]]:
+        if depth == 1:
+            return []
+        hands = self._open[queue].values()
+        busy = [(len(x.leases), x.slot) for x in hands if not x.slow and x.left and len(x.leases) < depth]
+        heapq.heapify(busy)
+        return busy
+
+    # ------------------------------------------------------------------------------------------ slow ones
+
+    def held_up(self, now_ms: int) -> list[Hand]:
+        """Slots whose followers are to be taken back: their first job has turned out slow, or they have too many."""
+        found = []
+        for queue, pace in self.paces.items():
+            if pace.depth == 1:
+                continue
+            for hand in self._open[queue].values():
+                if hand.leases and not hand.slow and now_ms - hand.leases[0].started_ms >= SLOW_MS:
+                    hand.slow = True
+                    pace.slow()
+        for hand in self._deep.values():
+            if hand.closed:
+                continue
+            if hand.slow or now_ms - hand.leases[0].started_ms >= SLOW_MS:
+                hand.slow = True
+                found.append(hand)
+            elif len(hand.leases) > 2 * self.paces[hand.queue].most:
+                found.append(hand)
+        return found
+
+    def look_ms(self) -> int | None:
+        """When `held_up` may find another one."""
+        hands = [*self._deep.values()]
+        for queue, pace in self.paces.items():
+            if pace.depth > 1:
+                hands += self._open[queue].values()
+        starts = [hand.leases[0].started_ms for hand in hands if hand.leases and not (hand.slow or hand.closed)]
+        return min(starts) + SLOW_MS if starts else None

@@ -37,7 +37,7 @@ _RESET_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SI
 _logger = logging.getLogger("zq.workers")
 
 
-def run_slot(sock: socket.socket, keeper_pid: int) -> NoReturn:
+def run_slot(sock: socket.socket, tickets: int, keeper_pid: int) -> NoReturn:
     """Be a slot until the parent closes the channel. Called in the child right after the fork."""
     die_with_parent(signal.SIGKILL)
     if os.getppid() != keeper_pid:
@@ -46,7 +46,7 @@ def run_slot(sock: socket.socket, keeper_pid: int) -> NoReturn:
     become_subreaper()
     for signum in _RESET_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
-    line = Line(sock)
+    line = Line(sock, tickets)
     os.register_at_fork(after_in_child=line.close)
     home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     while True:

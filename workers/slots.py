@@ -31,6 +31,7 @@ UNSENT_BYTES_MAX: Final = 8 << 20
 _READ_BYTES: Final = 256 << 10
 _READS_MAX: Final = 8
 _CONTROL_BYTES: Final = 256 << 10
+_FDS_MAX: Final = 4
 _KEEPER_SLACK_S: Final = 3.0
 """A keeper that is so late with the end of a tree is itself ended."""
 _CLEAN_UP_S: Final = 1.0
@@ -93,7 +94,9 @@ class Ended:
     status: int
     """As in subprocess: an exit code, or minus the signal."""
     unfinished: tuple[int, ...]
-    """What it had not answered, by `seq`, in order; the first was running, the others (most likely) were not."""
+    """What it had begun and not answered, by `seq`: one at most."""
+    untouched: tuple[int, ...]
+    """What it had not begun, in order."""
     stuck: int
     reason: str
     """In words: how it ended, and why if it was ended for a fault."""
@@ -125,6 +128,8 @@ class Slot:
         self._keeper = keeper
         self._sock: socket.socket | None = None
         self._pidfd = -1
+        self._tickets_out = -1
+        self._tickets_in = -1
         self._reader = channel.FrameReader()
         self._outbox = bytearray()
         self._ring_after_flush = False
@@ -143,10 +148,35 @@ class Slot:
             raise RuntimeError(f"slot {self.number} is {self.state.name.lower()}; jobs go to open slots")
         if len(self._outbox) + sum(len(job.arguments) for job in jobs) > UNSENT_BYTES_MAX:
             raise RuntimeError(f"slot {self.number} does not read: {len(self._outbox)} bytes wait for it")
+        if len(self._assigned) + len(jobs) > channel.TICKETS_MAX:
+            raise RuntimeError(f"slot {self.number} has {len(self._assigned)} jobs, and at most {channel.TICKETS_MAX}")
         for part in channel.split_jobs(jobs):
             self._outbox += channel.frame(channel.Run(part))
         self._assigned.extend(job.seq for job in jobs)
         self.flush()
+        self._allow([job.seq for job in jobs])
+
+    def _allow(self, seqs: Sequence[int]) -> None:
+        # There is room, and a reader, ourselves: the pipe neither blocks nor breaks.
+        os.write(self._tickets_in, b"".join(map(channel.TICKET.pack, seqs)))
+
+    def take_back(self, *, first: bool = False) -> tuple[int, ...]:
+        """Take back what the slot has not begun, by `seq`, in order: the slot will not begin it. The first of all that
+        it was sent is left to it, unless `first`.
+        """
+        if self._tickets_out < 0:
+            return ()
+        try:
+            data = os.read(self._tickets_out, channel.TICKET.size * channel.TICKETS_MAX)
+        except BlockingIOError:
+            return ()
+        seqs = tuple(seq for (seq,) in channel.TICKET.iter_unpack(data))
+        if not first and seqs and seqs[0] == self._assigned[0]:
+            self._allow(seqs[:1])
+            seqs = seqs[1:]
+        for _ in seqs:
+            self._assigned.pop()
+        return seqs
 
     def answer_still_mine(self, seq: int, held: bool) -> None:
         """Answer a StillMineAsked; ignored by the slot if that attempt has ended."""
@@ -184,9 +214,11 @@ class Slot:
 
     # ------------------------------------------------------------------------------------- for the keeper's handle
 
-    def opened(self, pid: int, sock: socket.socket, pidfd: int) -> None:
-        sock.setblocking(False)
-        self.pid, self._sock, self._pidfd = pid, sock, pidfd
+    def opened(self, pid: int, fds: Sequence[int]) -> None:
+        """`fds` as they travel with SlotOpened."""
+        sock_fd, self._pidfd, self._tickets_out, self._tickets_in = fds
+        self.pid, self._sock = pid, socket.socket(fileno=sock_fd)
+        self._sock.setblocking(False)
         if self.state is SlotState.OPENING:
             self.state = SlotState.OPEN
 
@@ -265,12 +297,14 @@ class Slot:
             self._keeper.unwatch(self)
             self._sock.close()
             self._sock = None
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        untouched = self.take_back(first=True)
+        for fd in (self._pidfd, self._tickets_out, self._tickets_in):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self._tickets_out = self._tickets_in = -1
         self.state = SlotState.ENDED
         reason = describe_status(status) + (f"; {self.fault}" if self.fault else "")
-        events.append(Ended(self, status, self.assigned, stuck, reason))
+        events.append(Ended(self, status, self.assigned, untouched, stuck, reason))
         return events
 
     def kill(self) -> None:
@@ -409,7 +443,7 @@ class Keeper:
         events: list[Event] = []
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._control, _CONTROL_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _, _ = socket.recv_fds(self._control, _CONTROL_BYTES, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 break
             except OSError:
@@ -433,7 +467,7 @@ class Keeper:
                 return [LoadFailed(error)]
             case channel.SlotOpened(number, pid):
                 slot = self._slots[number]
-                slot.opened(pid, socket.socket(fileno=fds[0]), fds[1])
+                slot.opened(pid, fds)
                 self._epoll.register(slot.fileno(), select.EPOLLIN)
                 return [Opened(slot)] if slot.state is SlotState.OPEN else []
             case channel.SlotEnded(number, status, stuck):

@@ -9,6 +9,7 @@ between two samples is not lost. (Only where a program ignores SIGCHLD does the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -130,12 +131,22 @@ class Ledger:
 
 
 class TreeSampler:
-    """Measures one slot's tree during one attempt. Make it when the job is handed over: that moment is the zero."""
+    """Measures one slot's tree during one attempt. Made when the job is handed over, that moment is the zero.
 
-    def __init__(self, slot_pid: int, started_s: float) -> None:
+    It may be made later, for most jobs end before their first sample: `cpu_zero_s`, of `process_cpu_s`, is then the CPU
+    time that the slot's own process had used before. What else it had used and moved until now is not seen.
+    """
+
+    def __init__(self, slot_pid: int, started_s: float, cpu_zero_s: float | None = None) -> None:
         self._slot_pid = slot_pid
         self._ledger = Ledger(started_s)
         self._known: dict[ProcessKey, psutil.Process] = {}
+        if cpu_zero_s is not None and (slot := key_of(slot_pid)) is not None:
+            own = _open(slot)
+            counters = _measure(own) if own is not None else None
+            if counters is not None:
+                late_s = process_cpu_s(slot_pid) - cpu_zero_s
+                self._ledger.enter([(slot, replace(counters, cpu_s=counters.cpu_s - late_s))])
         self.sample()
 
     def told_soft(self) -> None:
@@ -148,6 +159,17 @@ class TreeSampler:
         self._known = {key: process for key in keys if (process := self._known.get(key) or _open(key)) is not None}
         measured = ((key, _measure(process)) for key, process in self._known.items())
         return self._ledger.enter([(key, counters) for key, counters in measured if counters is not None])
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU time of one process, without its children's, for a microsecond: by its clock; see clock_getcpuclockid(3).
+
+    0 for a process that has ended.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
 
 
 def _open(key: ProcessKey) -> psutil.Process | None:
