@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -36,6 +37,7 @@ class Facts:
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True):
     queue: str
+    part: int
     key: bytes
 
 
@@ -85,25 +87,27 @@ class Queries:
 
     def jobs(self, ask: m.AskJobs) -> m.Jobs:
         """A page; ended jobs newest first. Raises ValueError for a cursor that is none of ours."""
-        names = [ask.queue] if ask.queue else sorted(self._book.counts)
-        after = b""
+        cursor = _Cursor("", 0, b"")
         if ask.after:
             try:
                 cursor = _decode_cursor(ask.after)
             except msgspec.MsgspecError:
                 raise ValueError("not a cursor of this broker; begin again without one") from None
-            names = [name for name in names if name >= cursor.queue]
-            after = cursor.key if names and names[0] == cursor.queue else b""
         found: list[m.JobInfo] = []
         specs: list[bytes] = []
         size_bytes = 0
-        last = b""
-        for name in names:
-            for key, job_id in self._scan(name, ask.state, after, ask.limit + 1 - len(found)):
+        last = cursor
+        for name, part, index, prefix in self._parts(ask.queue, ask.state):
+            if (name, part) < (cursor.queue, cursor.part):
+                continue
+            after = cursor.key if (name, part) == (cursor.queue, cursor.part) else b""
+            room = ask.limit + 1 - len(found)
+            backwards = ask.state in ENDED
+            for key, job_id in self._book.view.scan(index, prefix, after, room, backwards=backwards):
                 if len(found) == ask.limit or size_bytes > limits.PAGE_BYTES:
-                    return m.Jobs(request=ask.request, jobs=found, next=last, specs=specs)
+                    return m.Jobs(ask.request, found, msgspec.msgpack.encode(last), specs)
                 row = self._book.row(job_id)
-                last = msgspec.msgpack.encode(_Cursor(name, key))
+                last = _Cursor(name, part, key)
                 if row is not None and row.state is ask.state:  # else: it has moved on in this very batch
                     info = self.info(row, _LISTED_ERROR_CHARS)
                     size_bytes += 400 + 4 * (len(info.error) + len(info.key) + len(info.progress_message))
@@ -111,15 +115,15 @@ class Queries:
                     if ask.with_specs:
                         specs.append(self._book.spec(job_id) or b"")
                         size_bytes += len(specs[-1])
-            after = b""
-        return m.Jobs(request=ask.request, jobs=found, specs=specs)
+        return m.Jobs(ask.request, found, specs=specs)
 
-    def _scan(self, queue: str, state: State, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        view = self._book.view
-        if state is State.READY:
-            # Lane by lane, and in a lane in the order of dispatch; parked ones are found under their keys only.
-            return view.scan(Index.READY, queue_prefix(queue), after, limit)
-        return view.scan(Index.STATE, state_prefix(state, queue), after, limit, backwards=state in ENDED)
+    def _parts(self, queue: str, state: State) -> Iterator[tuple[str, int, Index, bytes]]:
+        """(queue, number, index, prefix) of what holds its jobs in that state, in the order of listing."""
+        for name in [queue] if queue else sorted(self._book.counts):
+            if state is State.READY:
+                # Lane by lane, and in a lane in the order of dispatch; then those whose concurrency key is full.
+                yield name, 0, Index.READY, queue_prefix(name)
+            yield name, 1, Index.STATE, state_prefix(state, name)
 
     def result(self, row: JobRow, now_ms: int) -> tuple[bytes, bool]:
         """(the result's bytes, whether they are still kept). A result of None is no bytes, and kept."""

@@ -163,7 +163,7 @@ class Index(StrEnum):
     RESULT = "result_until"
     """DONE jobs whose result is kept, by the time until which it is."""
     STATE = "state"
-    """All but READY: state, queue, then the time of the state (due, started or ended)."""
+    """State, queue, then the time of the state (due, started or ended). Of READY jobs only the parked ones."""
 
 
 _u64 = struct.Struct(">Q").pack
@@ -220,7 +220,11 @@ def index_keys(row: JobRow) -> list[tuple[Index, bytes]]:
     """Where the row stands. Each key ends in something unique to the job, and the value under it is the job's id."""
     state = row.state
     if state is State.READY:
-        keys = [(Index.READY, ready_key(row)) if row.admitted else (Index.PARKED, _parked_key(row))]
+        if row.admitted:
+            keys = [(Index.READY, ready_key(row))]
+        else:
+            in_queue = state_prefix(state, row.queue) + _u64(row.seq)
+            keys = [(Index.PARKED, _parked_key(row)), (Index.STATE, in_queue)]
     else:
         when_ms = row.ended_ms
         if state is State.SCHEDULED:

@@ -31,6 +31,14 @@ def set_queue(zq: Harness, **settings: object) -> m.QueueInfo:
     return zq.ask(m.QueueSet, m.SetQueue(0, 1, "q", **settings)).queue  # type: ignore[arg-type]
 
 
+def pages(zq: Harness) -> list[m.Jobs]:
+    """All ready jobs of all queues, one to a page."""
+    found = [zq.ask(m.Jobs, m.AskJobs(0, 1, "", State.READY, limit=1))]
+    while found[-1].next:
+        found.append(zq.ask(m.Jobs, m.AskJobs(0, 1, "", State.READY, found[-1].next, 1)))
+    return found
+
+
 def why(zq: Harness, job_id: bytes) -> m.Why:
     return zq.ask(m.Why, m.AskWhy(0, 1, job_id))
 
@@ -137,6 +145,8 @@ def test_a_concurrency_key_bounds_what_runs_at_once_and_holds_up_nobody_else(zq:
     assert names(worker) == ids("abe")
     held = why(zq, job_id_from("c"))
     assert (held.reason, sorted(held.holders)) == (WhyReason.CONCURRENCY, sorted(ids("ab")))
+    listed = [job.id for page in pages(zq) for job in page.jobs]
+    assert sorted(listed) == sorted(ids("cd")), "parked jobs are listed as ready too"
     worker.ack(worker.leases()[1])
     assert names(worker) == ids("abec")
     zq.restart()
