@@ -132,7 +132,10 @@ def _name(prefix: str, key: str) -> str:
 def _row(prefix: str, struct: type[msgspec.Struct], field: Any) -> str:
     name = _name(prefix, field.name)
     variable = "" if "NAME" in prefix else f"`ZQ_{name.upper().replace('.', '_')}`"
-    said = " ".join((_said(struct).get(field.name) or WORDS[name]).split())
+    words = _said(struct).get(field.name) or WORDS.get(name)
+    if words is None:
+        raise SystemExit(f"{name} is not explained: put a text below the field in zq/config.py, or in WORDS here")
+    said = " ".join(words.split())
     bounds = _bounds(field.type)
     return f"| `{field.name}` | {_default(field)} | {variable} | {said}{f' ({bounds})' if bounds else ''} |"
 
