@@ -23,6 +23,7 @@ from zq.exceptions import (
 if TYPE_CHECKING:
     from zq.app import App, Task
     from zq.client.aio import AsyncClient
+    from zq.client.follow import Gap
     from zq.client.job import AsyncJob, Job
     from zq.client.requests import JobRequest
     from zq.client.sync import Client
@@ -33,6 +34,7 @@ __all__ = [
     "AsyncJob",
     "Client",
     "Conflict",
+    "Gap",
     "Invalid",
     "Job",
     "JobContext",
@@ -59,6 +61,7 @@ _LAZY = {
     "AsyncClient": "zq.client.aio",
     "AsyncJob": "zq.client.job",
     "Client": "zq.client.sync",
+    "Gap": "zq.client.follow",
     "Job": "zq.client.job",
     "JobRequest": "zq.client.requests",
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from zq import registry
-from zq.client.requests import JobIdLike, JobRequest, encode
+from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode
 from zq.config import Config, WorkerSection, load
 from zq.exceptions import Invalid
 from zq.protocol import limits
@@ -52,6 +52,10 @@ class TaskOptions:
     soft_time_limit_s: float | None = None
     time_limit_s: float | None = None
     expires_s: float | None = None
+    key_policy: KeyPolicyName = "refuse"
+    concurrency_key: str = ""
+    concurrency_limit: int = 1
+    tags: Sequence[str] = ()
 
 
 class App:
@@ -109,11 +113,17 @@ class App:
         soft_time_limit_s: float | None = None,
         time_limit_s: float | None = None,
         expires_s: float | None = None,
+        key_policy: KeyPolicyName = "refuse",
+        concurrency_key: str = "",
+        concurrency_limit: int = 1,
+        tags: Sequence[str] = (),
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of `queue`. Its name is `module.function` unless `name` is given.
 
         After a failure a job runs again up to `max_retries` times, the first time after `backoff_s`, then doubling. At
-        `soft_time_limit_s` the function gets SoftTimeLimitExceeded, at `time_limit_s` its processes are ended.
+        `soft_time_limit_s` the function gets SoftTimeLimitExceeded, at `time_limit_s` its processes are ended. At most
+        `concurrency_limit` of its jobs run at once, on all workers together, if it has a `concurrency_key`; only
+        workers with all its `tags` run them. `key_policy` is for jobs that are submitted with a `key`.
         Raises Invalid for what no job could be submitted with.
         """
         options = TaskOptions(
@@ -124,6 +134,10 @@ class App:
             soft_time_limit_s=soft_time_limit_s,
             time_limit_s=time_limit_s,
             expires_s=expires_s,
+            key_policy=key_policy,
+            concurrency_key=concurrency_key,
+            concurrency_limit=concurrency_limit,
+            tags=tags,
         )
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -177,11 +191,15 @@ class Task(Generic[P, R]):
         soft_time_limit_s: float | None = None,
         time_limit_s: float | None = None,
         trace: str = "",
+        key_policy: KeyPolicyName | None = None,
+        concurrency_key: str | None = None,
+        concurrency_limit: int | None = None,
+        tags: Sequence[str] | None = None,
     ) -> Job[R]:
         """Run it later; the parameters are those of `JobRequest`, and None means as the task was declared.
 
-        If a live job has `key`, that job's handle is returned, with `deduplicated` set. Raises as `delay`, and Conflict
-        if `id` was used for another job.
+        If a live job has `key` and keeps it (see `key_policy`), that job's handle is returned, with `deduplicated` set.
+        Raises as `delay`, and Conflict if `id` was used for another job.
         """
         request = self.request(
             args=args,
@@ -198,6 +216,10 @@ class Task(Generic[P, R]):
             soft_time_limit_s=soft_time_limit_s,
             time_limit_s=time_limit_s,
             trace=trace,
+            key_policy=key_policy,
+            concurrency_key=concurrency_key,
+            concurrency_limit=concurrency_limit,
+            tags=tags,
         )
         self._signature.bind(*request.args, **(request.kwargs or {}))
         return cast("Job[R]", self.app.client.submit_request(request))
@@ -213,6 +235,10 @@ class Task(Generic[P, R]):
             soft_time_limit_s=self.options.soft_time_limit_s,
             time_limit_s=self.options.time_limit_s,
             expires_s=self.options.expires_s,
+            key_policy=self.options.key_policy,
+            concurrency_key=self.options.concurrency_key,
+            concurrency_limit=self.options.concurrency_limit,
+            tags=self.options.tags,
         )
         return replace(declared, **{name: value for name, value in given.items() if value is not None})
 

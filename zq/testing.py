@@ -55,7 +55,7 @@ class _MemoryLine(Line):
 
     def __init__(self) -> None:
         self._near, self._far = socket.socketpair()
-        super().__init__(self._near)
+        super().__init__(self._near, tickets=-1)  # no batches here, so no tickets
         self.mine = True
         self.soft_limit_passed = False
 
@@ -164,6 +164,8 @@ class MemoryBroker(BlockingCalls):
         self._heard: dict[bytes, list[BrokerMessage]] = {}
         """What the core has said to each of our connections."""
         self._connections = 0
+        self._tags: dict[str, None] = {}
+        """What jobs have asked for, in the order in which it was first asked; the worker here has it all."""
 
     def now_ms(self) -> int:
         """The broker's time: the real one, plus what was skipped."""
@@ -185,7 +187,7 @@ class MemoryBroker(BlockingCalls):
 
     def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
         """On a connection of its own: a task that runs meanwhile may ask and submit too."""
-        with self._connected(messages.Role.SUBMITTER) as (peer, session):
+        with self._connected(messages.Role.ADMIN) as (peer, session):
             return [self._ask(peer, session, number, one, limit_s) for number, one in enumerate(questions, 1)]
 
     def _ask(
@@ -194,8 +196,12 @@ class MemoryBroker(BlockingCalls):
         def answer() -> BrokerMessage | None:
             return next((one for one in self._heard[peer] if getattr(one, "request", 0) == number), None)
 
+        if isinstance(question, messages.Submit):
+            self._tags |= dict.fromkeys(tag for spec in question.jobs for tag in decode_spec(spec).tags)
         self._say(peer, msgspec.structs.replace(question, session=session, request=number))
         self._run_until(lambda: answer() is not None, limit_s)
+        if answer() is None and isinstance(question, messages.AskEvents):
+            self.advance(question.wait_ms / 1000)  # nothing more will happen: the time of the wait is over
         return answer() or GivenUp(number, in_contact=True)
 
     # ------------------------------------------------------------------------------------------ the worker's side
@@ -207,14 +213,20 @@ class MemoryBroker(BlockingCalls):
             if self._run_one():
                 runs += 1
                 continue
-            due_ms = min((row.due_ms for row in self._scheduled()), default=None)
+            due_ms = min([*(row.due_ms for row in self._scheduled()), *self._rates_due()], default=None)
             if due_ms is None or due_ms > give_up_ms:
                 break
-            self._skipped_ms += max(due_ms - self.now_ms(), 0) + 1
+            self._skipped_ms += max(int(due_ms) - self.now_ms(), 0) + 1
         return runs
 
     def _scheduled(self) -> Sequence[messages.JobInfo]:
         return self.jobs("", "scheduled", limit=limits.PAGE_ROWS_MAX).jobs
+
+    def _rates_due(self) -> list[float]:
+        """When queues with a rate, whose next job has to wait for it, may start that."""
+        now_ms = self.now_ms()
+        queues = [self._core.queues.get(info.name) for info in self.queues() if info.ready and not info.paused]
+        return [q.next_dispatch_ms for q in queues if q.settings.rate_per_s and q.next_dispatch_ms > now_ms]
 
     def _run_one(self) -> bool:
         """Take one lease as a worker with one slot does, run it, acknowledge it."""
@@ -247,7 +259,8 @@ class MemoryBroker(BlockingCalls):
         peer = name.encode()
         self._heard[peer] = []
         version = messages.PROTOCOL_VERSION
-        self._say(peer, messages.Hello(version, version, role, name, os.urandom(16), list(queues)))
+        tags = list(self._tags)[-limits.WORKER_TAGS_MAX :] if role is messages.Role.WORKER else []
+        self._say(peer, messages.Hello(version, version, role, name, os.urandom(16), list(queues), tags=tags))
         welcome = self._heard[peer][0]
         assert isinstance(welcome, messages.Welcome)
         try:

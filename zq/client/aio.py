@@ -17,16 +17,17 @@ from typing import Any, TypeVar
 from zq import config as configuration
 from zq.client import answers, verbs
 from zq.client.blocking import IN_FLIGHT_MAX, NO_LIMIT_S
+from zq.client.follow import AsyncFollow
 from zq.client.job import AsyncJob
 from zq.client.link import make_link
-from zq.client.requests import Encoded, JobIdLike, JobRequest, encode, raw_id
+from zq.client.requests import Encoded, JobIdLike, JobRequest, KeyPolicyName, encode, raw_id
 from zq.client.session import GivenUp, Question
 from zq.client.wire import Outcome, Wire
 from zq.config import Config
 from zq.exceptions import Invalid, Unavailable, ZqError
 from zq.protocol import limits, messages
 from zq.protocol.job import State, new_job_id
-from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, JobDetail, QueueInfo, Receipt, Role, WorkerInfo
+from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, Events, JobDetail, QueueInfo, Receipt, Role, Why
 
 T = TypeVar("T")
 
@@ -76,6 +77,10 @@ class AsyncClient:
         time_limit_s: float | None = None,
         key: str = "",
         trace: str = "",
+        key_policy: KeyPolicyName = "refuse",
+        concurrency_key: str = "",
+        concurrency_limit: int = 1,
+        tags: Sequence[str] = (),
     ) -> AsyncJob[Any]:
         """As `Client.submit`. Raises Invalid, Unavailable, Refused, Conflict."""
         return await self.submit_request(
@@ -95,6 +100,10 @@ class AsyncClient:
                 time_limit_s=time_limit_s,
                 key=key,
                 trace=trace,
+                key_policy=key_policy,
+                concurrency_key=concurrency_key,
+                concurrency_limit=concurrency_limit,
+                tags=tags,
             )
         )
 
@@ -123,17 +132,59 @@ class AsyncClient:
     async def queues(self) -> list[QueueInfo]:
         return await self._call(verbs.queues())
 
+    async def set_queue(
+        self,
+        queue: str,
+        *,
+        paused: bool | None = None,
+        rate_per_s: float | None = None,
+        running_max: int | None = None,
+        length_max: int | None = None,
+    ) -> QueueInfo:
+        """As `Client.set_queue`: None leaves a setting as it is, 0 takes a limit away. Needs the role "admin"."""
+        return await self._call(verbs.set_queue(queue, paused, rate_per_s, running_max, length_max))
+
+    async def pause(self, queue: str) -> QueueInfo:
+        return await self.set_queue(queue, paused=True)
+
+    async def resume(self, queue: str) -> QueueInfo:
+        return await self.set_queue(queue, paused=False)
+
     async def jobs(
-        self, queue: str = "", state: State | str = State.READY, after: bytes = b"", limit: int = 100
+        self,
+        queue: str = "",
+        state: State | str = State.READY,
+        after: bytes = b"",
+        limit: int = 100,
+        with_specs: bool = False,
     ) -> verbs.JobPage:
-        """One page of the jobs in a state; of all queues without `queue`."""
-        return await self._call(verbs.jobs(queue, state, after, limit))
+        """One page of the jobs in a state; of all queues without `queue`. `with_specs` brings their arguments too."""
+        return await self._call(verbs.jobs(queue, state, after, limit, with_specs))
 
     async def detail(self, id: JobIdLike) -> JobDetail:
         """Raises Refused(NOT_FOUND) for a job that never was or is not kept any more."""
         return await self._call(verbs.detail(id))
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def details(self, ids: Sequence[JobIdLike]) -> list[JobDetail | None]:
+        """Several at once; None for each that never was or is not kept any more."""
+        return await self._call(verbs.details(ids))
+
+    async def why(self, id: JobIdLike) -> Why:
+        """The first thing that keeps this job from running. Raises Refused(NOT_FOUND)."""
+        return await self._call(verbs.why(id))
+
+    async def events(
+        self, after: int = 0, queue: str = "", job_id: JobIdLike | None = None, wait_s: float = 0.0, limit: int = 500
+    ) -> Events:
+        """As `Client.events`."""
+        return await self._call(verbs.events(after, queue, job_id, wait_s, limit), wait_s)
+
+    def follow(self, after: int | None = None, queue: str = "", job_id: JobIdLike | None = None) -> AsyncFollow:
+        """As `Client.follow`, for `async for`."""
+        verbs.events(after or 0, queue, job_id, 0.0, 1)
+        return AsyncFollow(self, after, queue, job_id)
+
+    async def workers(self) -> verbs.WorkerList:
         return await self._call(verbs.workers())
 
     async def broker(self) -> BrokerInfo:
@@ -146,6 +197,10 @@ class AsyncClient:
     async def retry(self, ids: Sequence[JobIdLike]) -> list[Change]:
         """Run dead, cancelled or expired jobs again, their attempts forgotten."""
         return await self._call(verbs.retry(ids))
+
+    async def drop(self, ids: Sequence[JobIdLike]) -> list[Change]:
+        """Forget ended jobs now, with their results and errors. Needs the role "admin". One change each."""
+        return await self._call(verbs.drop(ids))
 
     async def wait(self, id: JobIdLike, timeout_s: float | None = None) -> messages.Ended | None:
         """As `Client.wait`: how the job ended; None if it has not within `timeout_s`."""
@@ -183,10 +238,10 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"<zq.AsyncClient {self._link.address}>"
 
-    async def _call(self, call: verbs.Call[T]) -> T:
+    async def _call(self, call: verbs.Call[T], takes_s: float = 0.0) -> T:
         found: list[BrokerMessage] = []
         for start in range(0, len(call.questions), IN_FLIGHT_MAX):
-            asked = [self._ask(one, self.timeout_s) for one in call.questions[start : start + IN_FLIGHT_MAX]]
+            asked = [self._ask(one, self.timeout_s + takes_s) for one in call.questions[start : start + IN_FLIGHT_MAX]]
             found += [outcome for outcome in await asyncio.gather(*asked) if not isinstance(outcome, GivenUp)]
         return call.read(found)
 

@@ -8,14 +8,15 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from zq.client import answers, verbs
+from zq.client.follow import Follow
 from zq.client.job import Job
-from zq.client.requests import JobIdLike, JobRequest, encode, raw_id
+from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode, raw_id
 from zq.client.session import GivenUp, Question
 from zq.config import Config
 from zq.exceptions import Unavailable
 from zq.protocol import limits, messages
 from zq.protocol.job import State, new_job_id
-from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, JobDetail, QueueInfo, Receipt, WorkerInfo
+from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, Events, JobDetail, QueueInfo, Receipt, Why
 
 T = TypeVar("T")
 
@@ -56,11 +57,15 @@ class BlockingCalls(ABC):
         time_limit_s: float | None = None,
         key: str = "",
         trace: str = "",
+        key_policy: KeyPolicyName = "refuse",
+        concurrency_key: str = "",
+        concurrency_limit: int = 1,
+        tags: Sequence[str] = (),
     ) -> Job[Any]:
         """Submit a job by its task's name; when this returns, the job is on the broker's disk.
 
-        The parameters are those of `JobRequest`. If a live job has `key`, that job's handle is returned, with
-        `deduplicated` set. Raises Invalid, Unavailable, Refused, Conflict.
+        The parameters are those of `JobRequest`. If a live job has `key` and keeps it (see `key_policy`), that job's
+        handle is returned, with `deduplicated` set. Raises Invalid, Unavailable, Refused, Conflict.
         """
         return self.submit_request(
             JobRequest(
@@ -79,6 +84,10 @@ class BlockingCalls(ABC):
                 time_limit_s=time_limit_s,
                 key=key,
                 trace=trace,
+                key_policy=key_policy,
+                concurrency_key=concurrency_key,
+                concurrency_limit=concurrency_limit,
+                tags=tags,
             )
         )
 
@@ -106,17 +115,69 @@ class BlockingCalls(ABC):
     def queues(self) -> list[QueueInfo]:
         return self._call(verbs.queues())
 
+    def set_queue(
+        self,
+        queue: str,
+        *,
+        paused: bool | None = None,
+        rate_per_s: float | None = None,
+        running_max: int | None = None,
+        length_max: int | None = None,
+    ) -> QueueInfo:
+        """Change what a queue may do, over restarts; None leaves a setting as it is, and 0 takes a limit away.
+
+        A paused queue takes jobs and starts none. `rate_per_s` jobs are started in a second, evenly; `running_max` run
+        at once, on all workers together; beyond `length_max` waiting ones submits are refused with `queue_full`.
+        Needs the role "admin". Raises Invalid, Unavailable, Refused(FORBIDDEN).
+        """
+        return self._call(verbs.set_queue(queue, paused, rate_per_s, running_max, length_max))
+
+    def pause(self, queue: str) -> QueueInfo:
+        """No job of the queue starts any more; those that run go on. As `set_queue(queue, paused=True)`."""
+        return self.set_queue(queue, paused=True)
+
+    def resume(self, queue: str) -> QueueInfo:
+        return self.set_queue(queue, paused=False)
+
     def jobs(
-        self, queue: str = "", state: State | str = State.READY, after: bytes = b"", limit: int = 100
+        self,
+        queue: str = "",
+        state: State | str = State.READY,
+        after: bytes = b"",
+        limit: int = 100,
+        with_specs: bool = False,
     ) -> verbs.JobPage:
-        """One page of the jobs in a state; of all queues without `queue`."""
-        return self._call(verbs.jobs(queue, state, after, limit))
+        """One page of the jobs in a state; of all queues without `queue`. `with_specs` brings their arguments too."""
+        return self._call(verbs.jobs(queue, state, after, limit, with_specs))
 
     def detail(self, id: JobIdLike) -> JobDetail:
         """Raises Refused(NOT_FOUND) for a job that never was or is not kept any more."""
         return self._call(verbs.detail(id))
 
-    def workers(self) -> list[WorkerInfo]:
+    def details(self, ids: Sequence[JobIdLike]) -> list[JobDetail | None]:
+        """Several at once; None for each that never was or is not kept any more."""
+        return self._call(verbs.details(ids))
+
+    def why(self, id: JobIdLike) -> Why:
+        """The first thing that keeps this job from running. Raises Refused(NOT_FOUND)."""
+        return self._call(verbs.why(id))
+
+    def events(
+        self, after: int = 0, queue: str = "", job_id: JobIdLike | None = None, wait_s: float = 0.0, limit: int = 500
+    ) -> Events:
+        """Events after number `after`, oldest first; ask again after its `last`. If there are none, the broker waits
+        for one, up to `wait_s`. `gap` says that some are missing before the first one here."""
+        return self._call(verbs.events(after, queue, job_id, wait_s, limit), wait_s)
+
+    def follow(self, after: int | None = None, queue: str = "", job_id: JobIdLike | None = None) -> Follow:
+        """Events as they happen, for ever, with a `Gap` among them where some are missing.
+
+        Begins after event `after`: 0 is the oldest that is kept, None is now. Its `last` is where to begin next time.
+        """
+        verbs.events(after or 0, queue, job_id, 0.0, 1)  # what is wrong is told here, not at the first event
+        return Follow(self, after, queue, job_id)
+
+    def workers(self) -> verbs.WorkerList:
         return self._call(verbs.workers())
 
     def broker(self) -> BrokerInfo:
@@ -129,6 +190,10 @@ class BlockingCalls(ABC):
     def retry(self, ids: Sequence[JobIdLike]) -> list[Change]:
         """Run dead, cancelled or expired jobs again, their attempts forgotten."""
         return self._call(verbs.retry(ids))
+
+    def drop(self, ids: Sequence[JobIdLike]) -> list[Change]:
+        """Forget ended jobs now, with their results and errors. Needs the role "admin". One change each."""
+        return self._call(verbs.drop(ids))
 
     def wait(self, id: JobIdLike, timeout_s: float | None = None) -> messages.Ended | None:
         """How the job ended; None if it has not within `timeout_s` (None: for as long as it takes).
@@ -152,6 +217,6 @@ class BlockingCalls(ABC):
             raise answers.not_ended(raw_id(id), timeout_s or 0)
         return answers.value_of(ended)
 
-    def _call(self, call: verbs.Call[T]) -> T:
-        outcomes = self._exchange(call.questions, self.timeout_s)
+    def _call(self, call: verbs.Call[T], takes_s: float = 0.0) -> T:
+        outcomes = self._exchange(call.questions, self.timeout_s + takes_s)
         return call.read([outcome for outcome in outcomes if not isinstance(outcome, GivenUp)])

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from zq.client.requests import JobIdLike
 from zq.protocol.job import State, format_id
-from zq.protocol.messages import Change, JobDetail, Receipt, ReceiptStatus
+from zq.protocol.messages import Change, EventInfo, JobDetail, Receipt, ReceiptStatus, Why
 
 R = TypeVar("R")
 
@@ -16,12 +16,14 @@ class _Asks(Protocol):
     def detail(self, id: JobIdLike) -> JobDetail: ...
     def result(self, id: JobIdLike, timeout_s: float | None = None) -> Any: ...
     def cancel(self, ids: Sequence[JobIdLike]) -> list[Change]: ...
+    def why(self, id: JobIdLike) -> Why: ...
 
 
 class _AsksAsync(Protocol):
     async def detail(self, id: JobIdLike) -> JobDetail: ...
     async def result(self, id: JobIdLike, timeout_s: float | None = None) -> Any: ...
     async def cancel(self, ids: Sequence[JobIdLike]) -> list[Change]: ...
+    async def why(self, id: JobIdLike) -> Why: ...
 
 
 class JobHandle:
@@ -69,6 +71,14 @@ class Job(JobHandle, Generic[R]):
         """All that the broker knows of it: attempts, progress, usage, error."""
         return self._client.detail(self.raw_id)
 
+    def history(self) -> list[EventInfo]:
+        """Every step of it, with time, worker, attempt and reason, oldest first, as far as they are kept."""
+        return self.detail().history
+
+    def why(self) -> Why:
+        """The first thing that keeps it from running."""
+        return self._client.why(self.raw_id)
+
     def result(self, timeout_s: float | None = None) -> R:
         """What the task returned, waiting for it. Raises ResultTimeout, JobFailed, Unavailable, Refused(NOT_FOUND)."""
         return cast(R, self._client.result(self.raw_id, timeout_s))
@@ -90,6 +100,14 @@ class AsyncJob(JobHandle, Generic[R]):
     async def detail(self) -> JobDetail:
         """All that the broker knows of it: attempts, progress, usage, error."""
         return await self._client.detail(self.raw_id)
+
+    async def history(self) -> list[EventInfo]:
+        """Every step of it, with time, worker, attempt and reason, oldest first, as far as they are kept."""
+        return (await self.detail()).history
+
+    async def why(self) -> Why:
+        """The first thing that keeps it from running."""
+        return await self._client.why(self.raw_id)
 
     async def result(self, timeout_s: float | None = None) -> R:
         """What the task returned, waiting for it. Raises ResultTimeout, JobFailed, Unavailable, Refused(NOT_FOUND)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from zq import payload
 from zq.config import WorkerSection
@@ -14,6 +14,10 @@ from zq.protocol import job, limits
 
 JobIdLike = str | bytes
 """A job id as text (a UUID) or as its 16 bytes."""
+KeyPolicyName = Literal["refuse", "replace", "reschedule"]
+"""What a submit does when a live job has its key. `refuse`: nothing, that job is the answer. `replace`: if it still
+waits it is cancelled, and this one takes its place. `reschedule`: if it still waits it takes over this one's time, and
+is the answer. One that runs already keeps the key in any case, and is the answer."""
 
 
 def raw_id(job_id: JobIdLike) -> bytes:
@@ -34,7 +38,9 @@ class JobRequest:
 
     `countdown` (seconds) and `eta` (with a time zone) say when it may start at the earliest; `expires_s` by when it
     must have started. A higher `priority` (0–9) is sooner. At most one live job has the same non-empty `key`. Limits
-    that are None come from the configuration (`worker.soft_time_limit_s`, `worker.time_limit_s`).
+    that are None come from the configuration (`worker.soft_time_limit_s`, `worker.time_limit_s`). Only workers that
+    have all `tags` run it. Of the jobs with the same non-empty `concurrency_key`, at most `concurrency_limit` run at
+    once, on all workers together; the others wait and hold up nobody else.
     """
 
     task: str
@@ -52,6 +58,10 @@ class JobRequest:
     time_limit_s: float | None = None
     key: str = ""
     trace: str = ""
+    key_policy: KeyPolicyName = "refuse"
+    concurrency_key: str = ""
+    concurrency_limit: int = 1
+    tags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -79,25 +89,29 @@ def encode(request: JobRequest, defaults: WorkerSection) -> Encoded:
         queue=request.queue,
         arguments=payload.encode_arguments(request.args, request.kwargs if request.kwargs is not None else {}),
         priority=_whole("priority", request.priority, limits.PRIORITY_MIN, limits.PRIORITY_MAX),
-        delay_ms=_milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
+        delay_ms=milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
         run_at_ms=_unix_ms(request.eta) if request.eta is not None else 0,
-        expires_ms=max(_milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
+        expires_ms=max(milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
         max_retries=_whole("max_retries", request.max_retries, 0, limits.RETRIES_MAX),
-        backoff_ms=_milliseconds("backoff_s", request.backoff_s),
+        backoff_ms=milliseconds("backoff_s", request.backoff_s),
         soft_limit_ms=soft_ms,
         hard_limit_ms=hard_ms,
         key=_text("key", request.key, limits.KEY_CHARS_MAX),
         trace=_text("trace", request.trace, limits.TRACE_CHARS_MAX),
+        key_policy=_policy(request.key_policy),
+        concurrency_key=_text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
+        concurrency_limit=_whole("concurrency_limit", request.concurrency_limit, 1, limits.CREDIT_MAX),
+        tags=_tags(request.tags),
     )
     return Encoded(job_id, job.encode_spec(spec))
 
 
 def _limits_ms(request: JobRequest, defaults: WorkerSection) -> tuple[int, int]:
     hard_s = request.time_limit_s if request.time_limit_s is not None else defaults.time_limit_s
-    hard_ms = _milliseconds("time_limit_s", hard_s)
+    hard_ms = milliseconds("time_limit_s", hard_s)
     if request.soft_time_limit_s is None:
-        return hard_ms, min(_milliseconds("soft_time_limit_s", defaults.soft_time_limit_s), hard_ms)
-    soft_ms = _milliseconds("soft_time_limit_s", request.soft_time_limit_s)
+        return hard_ms, min(milliseconds("soft_time_limit_s", defaults.soft_time_limit_s), hard_ms)
+    soft_ms = milliseconds("soft_time_limit_s", request.soft_time_limit_s)
     if soft_ms > hard_ms:
         raise Invalid(
             f"soft_time_limit_s is {request.soft_time_limit_s:g} and time_limit_s only {hard_s:g};"
@@ -106,7 +120,8 @@ def _limits_ms(request: JobRequest, defaults: WorkerSection) -> tuple[int, int]:
     return hard_ms, soft_ms
 
 
-def _milliseconds(what: str, value_s: float) -> int:
+def milliseconds(what: str, value_s: float) -> int:
+    """Raises Invalid for what is no duration, or longer than the protocol's."""
     bound_s = limits.DURATION_MS_MAX // 1000
     if isinstance(value_s, bool) or not isinstance(value_s, (int, float)) or not 0 <= value_s <= bound_s:
         raise Invalid(f"{what} is {value_s!r:.60}; give seconds from 0 to {bound_s} (366 days)")
@@ -127,6 +142,29 @@ def _text(what: str, value: str, chars_max: int) -> str:
     except UnicodeEncodeError:
         raise Invalid(f"{what} has a lone surrogate, which UTF-8 cannot hold") from None
     return value
+
+
+def _policy(name: str) -> job.KeyPolicy:
+    try:
+        return job.KeyPolicy[name.upper()]
+    except (KeyError, AttributeError):
+        known = ", ".join(policy.name.lower() for policy in job.KeyPolicy)
+        raise Invalid(f"key_policy is {name!r:.60}; it is one of {known}") from None
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """In one order, so that the same tags are the same job."""
+    if isinstance(tags, (str, bytes)) or not isinstance(tags, (list, tuple, set, frozenset)):
+        raise Invalid(f"tags is {tags!r:.60}; give a list of text, as in tags=('gpu',)")
+    if len(tags) > limits.TAGS_MAX:
+        raise Invalid(f"{len(tags)} tags; a job may require at most {limits.TAGS_MAX}")
+    for tag in tags:
+        if not isinstance(tag, str) or not job.valid_name(tag) or len(tag) > limits.TAG_CHARS_MAX:
+            raise Invalid(
+                f"tag {tag!r:.80}: a tag is 1 to {limits.TAG_CHARS_MAX} printable characters without blanks, such as"
+                " gpu or disk=a"
+            )
+    return tuple(sorted(set(tags)))
 
 
 def _unix_ms(eta: datetime) -> int:

@@ -37,13 +37,14 @@ PROBE_S: Final = 1.0
 """READY and an answer is due: after so long without a word the broker is asked for one; after as long again a new
 socket is opened."""
 WAIT_PROBE_S: Final = 2.0
-"""The same when all questions are WAITs, whose answers are never due. Keeps the session alive too."""
+"""The same when all questions wait for something to happen. Keeps the session alive too."""
 RESEND_S: Final = 5.0
 """The broker speaks, but this question is unanswered: ask again. Longer than a slow disk takes."""
 
 Question = (
     messages.Submit | messages.Cancel | messages.RetryEnded | messages.Wait | messages.AskQueues | messages.AskJobs
-    | messages.AskJob | messages.AskWorkers | messages.AskBroker
+    | messages.AskJob | messages.AskWorkers | messages.AskBroker | messages.AskWhy | messages.AskEvents
+    | messages.SetQueue | messages.Drop
 )  # fmt: skip
 """What may be asked. `session` and `request` are filled in here."""
 
@@ -57,6 +58,10 @@ ANSWERS: Final[dict[type, type]] = {
     messages.AskJob: messages.JobDetail,
     messages.AskWorkers: messages.Workers,
     messages.AskBroker: messages.BrokerInfo,
+    messages.AskWhy: messages.Why,
+    messages.AskEvents: messages.Events,
+    messages.SetQueue: messages.QueueSet,
+    messages.Drop: messages.Changed,
 }
 """Question → its one answer; REFUSAL answers any."""
 
@@ -98,6 +103,13 @@ class GivenUp:
 
 
 Effect = Reopen | Send | Answered | GivenUp
+
+
+def _answer_takes_s(question: Question) -> float:
+    """How long a broker that has heard the question may be silent about it. No answer to a WAIT is ever due."""
+    if isinstance(question, messages.Wait):
+        return math.inf
+    return question.wait_ms / 1000 if isinstance(question, messages.AskEvents) else 0.0
 
 
 @dataclass(slots=True)
@@ -239,7 +251,7 @@ class ClientSession:
 
     @property
     def _probe_s(self) -> float:
-        only_waits = all(isinstance(entry.question, messages.Wait) for entry in self._open.values())
+        only_waits = all(_answer_takes_s(entry.question) > 0 for entry in self._open.values())
         return WAIT_PROBE_S if only_waits else PROBE_S
 
     def _stamp(self, question: Question, request: int) -> Question:
@@ -276,7 +288,7 @@ class ClientSession:
             self._probed = True
             effects.append(self._send(messages.AskBroker(self._session, _PROBE)))
         for entry in self._open.values():
-            if now_s - entry.sent_s >= RESEND_S and not isinstance(entry.question, messages.Wait):
+            if now_s - entry.sent_s >= RESEND_S + _answer_takes_s(entry.question):
                 entry.sent_s = now_s
                 effects.append(self._send(entry.question))
         return effects
@@ -285,7 +297,7 @@ class ClientSession:
         due_s = min((self._gives_up_s(entry) for entry in self._open.values()), default=0.0)
         if self.phase is Phase.GREETING:
             return min(due_s, self._greet_until_s)
-        resends_s = [e.sent_s + RESEND_S for e in self._open.values() if not isinstance(e.question, messages.Wait)]
+        resends_s = [e.sent_s + RESEND_S + _answer_takes_s(e.question) for e in self._open.values()]
         return min([due_s, self._heard_s + self._probe_s * (2 if self._probed else 1), *resends_s])
 
     def _in_contact(self, now_s: float) -> None:

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from zq.client import answers
-from zq.client.requests import Encoded, JobIdLike, raw_id
+from zq.client.requests import Encoded, JobIdLike, milliseconds, raw_id
 from zq.client.session import Question
 from zq.exceptions import Invalid
 from zq.protocol import codec, limits, messages
-from zq.protocol.job import State
+from zq.protocol.errors import Code
+from zq.protocol.job import State, valid_name
 from zq.protocol.messages import BrokerMessage, Change, JobInfo, QueueInfo, Receipt, ReceiptStatus, WorkerInfo
 
 T = TypeVar("T")
+
+NEWEST: Final = (1 << 63) - 1
+"""`after` this event there is none: asked so, the broker says which is the newest one."""
+RATE_MAX: Final = 1_000_000
+RUNNING_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,15 @@ class JobPage(NamedTuple):
     jobs: list[JobInfo]
     next: bytes
     """`after` of the next page; empty when there is none."""
+    specs: list[bytes]
+    """The encoded jobs as they were submitted, as many as `jobs`, if they were asked for. A `JobFilter` reads them, and
+    `zq.protocol.job.decode_spec`."""
+
+
+class WorkerList(list[WorkerInfo]):
+    """The workers, and how many further ones did not fit into the broker's answer."""
+
+    not_listed = 0
 
 
 def submit_parts(jobs: Sequence[Encoded]) -> list[tuple[Sequence[Encoded], messages.Submit]]:
@@ -74,8 +91,14 @@ def queues() -> Call[list[QueueInfo]]:
     return Call([messages.AskQueues(0, 0)], lambda got: list(_one(got, messages.Queues).queues))
 
 
-def workers() -> Call[list[WorkerInfo]]:
-    return Call([messages.AskWorkers(0, 0)], lambda got: list(_one(got, messages.Workers).workers))
+def workers() -> Call[WorkerList]:
+    def read(got: list[BrokerMessage]) -> WorkerList:
+        answer = _one(got, messages.Workers)
+        found = WorkerList(answer.workers)
+        found.not_listed = answer.not_listed
+        return found
+
+    return Call([messages.AskWorkers(0, 0)], read)
 
 
 def broker() -> Call[messages.BrokerInfo]:
@@ -86,17 +109,72 @@ def detail(job_id: JobIdLike) -> Call[messages.JobDetail]:
     return Call([messages.AskJob(0, 0, raw_id(job_id))], lambda got: _one(got, messages.JobDetail))
 
 
-def jobs(queue: str, state: State | str, after: bytes, limit: int) -> Call[JobPage]:
-    if not 1 <= limit <= limits.PAGE_ROWS_MAX:
-        raise Invalid(f"limit is {limit}; give 1 to {limits.PAGE_ROWS_MAX}")
-    if len(queue) > limits.NAME_CHARS_MAX:
-        raise Invalid(f"queue is a name of at most {limits.NAME_CHARS_MAX} characters")
+def details(ids: Sequence[JobIdLike]) -> Call[list[messages.JobDetail | None]]:
+    """None for a job that the broker does not know."""
+
+    def read(got: list[BrokerMessage]) -> list[messages.JobDetail | None]:
+        return [None if _is_not_found(answer) else _is(answer, messages.JobDetail) for answer in got]
+
+    return Call([messages.AskJob(0, 0, raw) for raw in _raw_ids(ids)], read)
+
+
+def _is_not_found(answer: BrokerMessage) -> bool:
+    return isinstance(answer, messages.Refusal) and answer.code is Code.NOT_FOUND
+
+
+def why(job_id: JobIdLike) -> Call[messages.Why]:
+    return Call([messages.AskWhy(0, 0, raw_id(job_id))], lambda got: _one(got, messages.Why))
+
+
+def jobs(queue: str, state: State | str, after: bytes, limit: int, with_specs: bool) -> Call[JobPage]:
+    _check_page(queue, limit)
 
     def read(got: list[BrokerMessage]) -> JobPage:
         page = _one(got, messages.Jobs)
-        return JobPage(list(page.jobs), page.next)
+        return JobPage(list(page.jobs), page.next, list(page.specs))
 
-    return Call([messages.AskJobs(0, 0, queue, state_of(state), after, limit)], read)
+    return Call([messages.AskJobs(0, 0, queue, state_of(state), after, limit, with_specs)], read)
+
+
+def events(
+    after: int, queue: str, job_id: JobIdLike | None, wait_s: float, limit: int
+) -> Call[messages.Events]:
+    _check_page(queue, limit)
+    if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after <= NEWEST:
+        raise Invalid(f"after is {after!r:.60}; give the number of an event, 0 for the oldest that is kept")
+    wait_ms = milliseconds("wait_s", wait_s)
+    raw = raw_id(job_id) if job_id is not None else b""
+    return Call(
+        [messages.AskEvents(0, 0, after, queue, raw, wait_ms, limit)], lambda got: _one(got, messages.Events)
+    )
+
+
+def _check_page(queue: str, limit: int) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= limits.PAGE_ROWS_MAX:
+        raise Invalid(f"limit is {limit!r:.60}; give 1 to {limits.PAGE_ROWS_MAX}")
+    if not isinstance(queue, str) or len(queue) > limits.NAME_CHARS_MAX:
+        raise Invalid(f"queue is a name of at most {limits.NAME_CHARS_MAX} characters")
+
+
+def set_queue(
+    queue: str, paused: bool | None, rate_per_s: float | None, running_max: int | None, length_max: int | None
+) -> Call[QueueInfo]:
+    if not isinstance(queue, str) or not valid_name(queue):
+        raise Invalid(f"queue is {queue!r:.220}; a name is printable characters without blanks")
+    if paused is not None and not isinstance(paused, bool):
+        raise Invalid(f"paused is {paused!r:.60}; give True or False")
+    if rate_per_s is not None:
+        if isinstance(rate_per_s, bool) or not isinstance(rate_per_s, (int, float)) or not 0 <= rate_per_s <= RATE_MAX:
+            raise Invalid(f"rate_per_s is {rate_per_s!r:.60}; give jobs a second, 0 for no limit, at most {RATE_MAX}")
+        rate_per_s = float(rate_per_s)
+    for what, value, most in (
+        ("running_max", running_max, RUNNING_MAX),
+        ("length_max", length_max, limits.LIVE_JOBS_PER_QUEUE_MAX),
+    ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most):
+            raise Invalid(f"{what} is {value!r:.60}; give a number of jobs, 0 for no limit, at most {most}")
+    order = messages.SetQueue(0, 0, queue, paused, rate_per_s, running_max, length_max)
+    return Call([order], lambda got: _admin(got[0], messages.QueueSet).queue)
 
 
 def state_of(state: State | str) -> State:
@@ -117,17 +195,25 @@ def retry(ids: Sequence[JobIdLike]) -> Call[list[Change]]:
     return _change(messages.RetryEnded, ids)
 
 
-def _change(
-    verb: type[messages.Cancel] | type[messages.RetryEnded], ids: Sequence[JobIdLike]
-) -> Call[list[Change]]:
+def drop(ids: Sequence[JobIdLike]) -> Call[list[Change]]:
+    return _change(messages.Drop, ids)
+
+
+def _raw_ids(ids: Sequence[JobIdLike]) -> list[bytes]:
     if isinstance(ids, (str, bytes)):
         raise Invalid("give a list of job ids")
-    raw = [raw_id(one) for one in ids]
+    return [raw_id(one) for one in ids]
+
+
+def _change(
+    verb: type[messages.Cancel] | type[messages.RetryEnded] | type[messages.Drop], ids: Sequence[JobIdLike]
+) -> Call[list[Change]]:
+    raw = _raw_ids(ids)
     step = limits.BATCH_ITEMS_MAX
     parts = [raw[start : start + step] for start in range(0, len(raw), step)]
 
     def read(got: list[BrokerMessage]) -> list[Change]:
-        return [change for answer in got for change in _is(answer, messages.Changed).changes]
+        return [change for answer in got for change in _admin(answer, messages.Changed).changes]
 
     return Call([verb(0, 0, part) for part in parts], read)
 
@@ -149,6 +235,14 @@ M = TypeVar("M")
 
 def _one(got: list[BrokerMessage], kind: type[M]) -> M:
     return _is(got[0], kind)
+
+
+def _admin(answer: Any, kind: type[M]) -> M:
+    """The answer to an order that not everybody may give."""
+    if isinstance(answer, messages.Refusal) and answer.code is Code.FORBIDDEN:
+        advice = "; use a client with role='admin' (its key, if it has one, must be an admin's)"
+        raise answers.refused(msgspec.structs.replace(answer, detail=answer.detail + advice))
+    return _is(answer, kind)
 
 
 def _is(answer: Any, kind: type[M]) -> M:
