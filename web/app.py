@@ -21,14 +21,20 @@ from zq import __version__
 from zq.exams.errors import ExamError
 from zq.exceptions import Invalid, Refused, Unavailable
 from zq.web import auth, openapi, problems
+from zq.web.dead import DeadRoutes
 from zq.web.exams import ExamRoutes
 from zq.web.jobs import JobRoutes
+from zq.web.metrics import MetricRoutes
 from zq.web.operations import Operation
 from zq.web.page import PageRoutes
 from zq.web.probes import ProbeRoutes
 from zq.web.problems import Problem
+from zq.web.queues import QueueRoutes
 from zq.web.recordings import RecordingRoutes
+from zq.web.schedules import ScheduleRoutes
 from zq.web.services import Services
+from zq.web.streams import StreamRoutes
+from zq.web.submissions import SubmissionRoutes
 from zq.web.uploads import UploadRoutes
 
 log = logging.getLogger("zq.web")
@@ -54,9 +60,11 @@ def create_app(services: Services) -> Starlette:
     responses: Counter[int] = Counter()
     described: list[Operation] = []
     document = functools.cache(lambda: openapi.document(described, __version__))
-    probes = ProbeRoutes(services, responses, document)
+    probes = ProbeRoutes(services, document)
     for routes in (
-        JobRoutes(services), ExamRoutes(services), UploadRoutes(services), RecordingRoutes(services), probes
+        SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), QueueRoutes(services),
+        ScheduleRoutes(services), StreamRoutes(services), ExamRoutes(services), UploadRoutes(services),
+        RecordingRoutes(services), probes, MetricRoutes(services, responses),
     ):  # fmt: skip
         described += routes.operations()
     operations = described + PageRoutes(services).operations()

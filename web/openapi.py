@@ -13,7 +13,7 @@ from zq.web.auth import Scope
 from zq.web.operations import Operation
 from zq.web.problems import CONTENT_TYPE, ProblemBody
 
-_PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
+_PARAMETER = re.compile(r"\{([a-z_]+)(:[a-z]+)?\}")
 _REF = "#/components/schemas/{name}"
 
 

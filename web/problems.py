@@ -59,16 +59,17 @@ class Problem(Exception):
             # Whole seconds (RFC 9110), never 0: that would invite a storm.
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
 
-    def body(self) -> bytes:
-        return _encoder.encode(
-            ProblemBody(
-                type=f"urn:zq:problem:{self.kind}",
-                title=HTTPStatus(self.status).phrase,
-                status=self.status,
-                detail=self.detail,
-                errors=self.errors,
-            )
+    def as_body(self) -> ProblemBody:
+        return ProblemBody(
+            type=f"urn:zq:problem:{self.kind}",
+            title=HTTPStatus(self.status).phrase,
+            status=self.status,
+            detail=self.detail,
+            errors=self.errors,
         )
+
+    def body(self) -> bytes:
+        return _encoder.encode(self.as_body())
 
     def response(self) -> Response:
         return Response(self.body(), self.status, {"Cache-Control": "no-store", **self.headers}, CONTENT_TYPE)

@@ -18,7 +18,9 @@ from zq.exams.errors import ExamError
 from zq.exams.presence import HeartbeatBuffer, SqlPresence
 from zq.exams.storage import RecordingStorage
 from zq.exams.store import ExamStore
+from zq.protocol.messages import Role
 from zq.web.auth import Gate
+from zq.web.event_feed import EventFeed
 
 log = logging.getLogger("zq.web")
 
@@ -41,6 +43,7 @@ class Services:
         self.storage = RecordingStorage(config.storage_path)
         self.stopping = asyncio.Event()
         """Set when the server was told to stop: no new waiting. Requests under way still end."""
+        self.events = EventFeed(lambda: self.client)
         self._client: AsyncClient | None = None
 
     @property
@@ -55,7 +58,8 @@ class Services:
         asyncio.get_running_loop().set_default_executor(threads)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.store.close)
-            self._client = await stack.enter_async_context(AsyncClient(self.config))
+            self._client = await stack.enter_async_context(AsyncClient(self.config, role=_role(self.config)))
+            stack.callback(self.events.close)
             closing = asyncio.Event()
             flusher = asyncio.create_task(self._flush_until(closing), name="heartbeats")
             try:
@@ -100,6 +104,12 @@ class Services:
             for task in (working, *ends):
                 task.cancel()
             await asyncio.gather(working, *ends, return_exceptions=True)
+
+
+def _role(config: Config) -> Role | None:
+    """Without keys the broker trusts whoever reaches it; pausing queues and dropping jobs is asked as an administrator.
+    With a key it is the key's role, and what that may not do is refused (403)."""
+    return None if config.client.key or config.broker.curve else Role.ADMIN
 
 
 async def _hung_up(request: Request) -> None:

@@ -12,8 +12,10 @@ import msgspec
 
 from zq import payload
 from zq.protocol.job import JobSpec, decode_spec, format_id
-from zq.protocol.messages import AttemptInfo, JobDetail, JobInfo, QueueInfo, Usage, WorkerInfo
+from zq.protocol.messages import AttemptInfo, EventInfo, JobDetail, JobInfo, QueueInfo, Usage, Why, WorkerInfo
 
+NO_JOB = bytes(16)
+"""The job id of an event that is about a queue."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,6 +55,8 @@ class AttemptView(View, frozen=True):
     started_at: str | None
     ended_at: str | None
     error: str
+    progress: ProgressView | None
+    """The last that the task reported."""
     usage: UsageView
 
 
@@ -67,14 +71,48 @@ class JobRow(View, frozen=True):
     key: str
     attempt: int
     attempts_max: int
+    concurrency_key: str
+    tags: list[str]
     accepted_at: str | None
     due_at: str | None
     started_at: str | None
     ended_at: str | None
     worker: str
     error: str
+    """First what went wrong, then where; in a list only the beginning."""
     progress: ProgressView | None
     usage: UsageView
+    time_limit_s: float
+
+
+class EventView(View, frozen=True):
+    """One step of a job, or something about a queue: that nobody serves it, or that it was changed."""
+
+    number: int
+    """Grows with every event, over restarts of the broker."""
+    at: str | None
+    job_id: str | None
+    """null, as are task and state, for a queue."""
+    queue: str
+    task: str | None
+    cause: str
+    state: str | None
+    """The state after it."""
+    attempt: int
+    worker: str
+    detail: str
+    """The beginning of the error, who asked, or what was changed."""
+
+
+class WhyView(View, frozen=True):
+    """The first thing that holds a job."""
+
+    reason: str
+    text: str
+    holders: list[str]
+    """Ids of jobs that hold it."""
+    wait_s: float
+    """When it may go on, if that is known; else 0."""
 
 
 class JobView(View, frozen=True):
@@ -85,9 +123,16 @@ class JobView(View, frozen=True):
     """null if the arguments cannot be shown as JSON."""
     kwargs: dict[str, Any] | None
     max_retries: int
+    backoff_s: float
     soft_time_limit_s: float
     time_limit_s: float
+    key_policy: str
+    concurrency_limit: int
     attempts: list[AttemptView]
+    history: list[EventView]
+    """Its newest steps, oldest first."""
+    why: WhyView | None
+    """Why it waits; null unless it is scheduled or ready."""
     result: Any
     result_kept: bool
     """False when the result has been dropped after its time to live."""
@@ -96,7 +141,9 @@ class JobView(View, frozen=True):
 class JobList(View, frozen=True):
     jobs: list[JobRow]
     next: str | None
-    """Cursor of the next page; null when there is none."""
+    """Cursor of the next page; null when there is none. A page with a filter may be short, or empty, and have one."""
+    scanned: int
+    """Jobs that were looked at for this page."""
 
 
 class QueueView(View, frozen=True):
@@ -113,6 +160,11 @@ class QueueView(View, frozen=True):
     consumers: int
     slots: int
     free: int
+    paused: bool
+    rate_per_s: float
+    """Starts a second; 0 is no limit, as for the next two."""
+    running_max: int
+    length_max: int
 
 
 class QueueList(View, frozen=True):
@@ -132,6 +184,7 @@ class WorkerView(View, frozen=True):
     silent_s: float
     connected_s: float
     software: str
+    tags: list[str]
 
 
 class WorkerList(View, frozen=True):
@@ -163,10 +216,14 @@ def usage_view(usage: Usage) -> UsageView:
     )
 
 
+def progress_view(said: JobInfo | AttemptInfo) -> ProgressView | None:
+    """None if nothing was reported."""
+    if not (said.progress_total or said.progress_done or said.progress_message):
+        return None
+    return ProgressView(done=said.progress_done, total=said.progress_total, message=said.progress_message)
+
+
 def job_row(job: JobInfo) -> JobRow:
-    progress = None
-    if job.progress_total or job.progress_done or job.progress_message:
-        progress = ProgressView(done=job.progress_done, total=job.progress_total, message=job.progress_message)
     return JobRow(
         id=format_id(job.id),
         task=job.task,
@@ -174,6 +231,8 @@ def job_row(job: JobInfo) -> JobRow:
         state=job.state.label,
         priority=job.priority,
         key=job.key,
+        concurrency_key=job.concurrency_key,
+        tags=list(job.tags),
         attempt=job.attempt,
         attempts_max=job.attempts_max,
         accepted_at=when(job.accepted_ms),
@@ -182,8 +241,34 @@ def job_row(job: JobInfo) -> JobRow:
         ended_at=when(job.ended_ms),
         worker=job.worker,
         error=job.error,
-        progress=progress,
+        progress=progress_view(job),
         usage=usage_view(job.usage),
+        time_limit_s=job.hard_limit_ms / 1000,
+    )
+
+
+def event_view(event: EventInfo) -> EventView:
+    of_queue = event.job_id == NO_JOB
+    return EventView(
+        number=event.number,
+        at=when(event.at_ms),
+        job_id=None if of_queue else format_id(event.job_id),
+        queue=event.queue,
+        task=None if of_queue else event.task,
+        cause=event.cause.name.lower(),
+        state=None if of_queue else event.state.label,
+        attempt=event.attempt,
+        worker=event.worker,
+        detail=event.detail,
+    )
+
+
+def why_view(why: Why) -> WhyView:
+    return WhyView(
+        reason=why.reason.value,
+        text=why.text,
+        holders=[format_id(job_id) for job_id in why.holders],
+        wait_s=why.wait_ms / 1000,
     )
 
 
@@ -195,11 +280,12 @@ def _attempt(attempt: AttemptInfo) -> AttemptView:
         started_at=when(attempt.started_ms),
         ended_at=when(attempt.ended_ms),
         error=attempt.error,
+        progress=progress_view(attempt),
         usage=usage_view(attempt.usage),
     )
 
 
-def job_view(detail: JobDetail) -> JobView:
+def job_view(detail: JobDetail, why: WhyView | None) -> JobView:
     spec = decode_spec(detail.spec)
     args, kwargs = _arguments(spec)
     return JobView(
@@ -207,9 +293,14 @@ def job_view(detail: JobDetail) -> JobView:
         args=args,
         kwargs=kwargs,
         max_retries=spec.max_retries,
+        backoff_s=spec.backoff_ms / 1000,
         soft_time_limit_s=spec.soft_limit_ms / 1000,
         time_limit_s=spec.hard_limit_ms / 1000,
+        key_policy=spec.key_policy.name.lower(),
+        concurrency_limit=spec.concurrency_limit,
         attempts=[_attempt(attempt) for attempt in detail.attempts],
+        history=[event_view(event) for event in detail.history],
+        why=why,
         result=_result(detail.result),
         result_kept=detail.result_kept,
     )
@@ -245,6 +336,10 @@ def queue_view(queue: QueueInfo) -> QueueView:
         consumers=queue.consumers,
         slots=queue.slots,
         free=queue.free,
+        paused=queue.paused,
+        rate_per_s=queue.rate_per_s,
+        running_max=queue.running_max,
+        length_max=queue.length_max,
     )
 
 
@@ -257,6 +352,7 @@ def worker_view(worker: WorkerInfo) -> WorkerView:
         silent_s=worker.silent_ms / 1000,
         connected_s=worker.connected_ms / 1000,
         software=worker.software,
+        tags=list(worker.tags),
     )
 
 

@@ -17,16 +17,20 @@ from tests.web.conftest import Api, free_port, load, write_config
 from zq.exams.errors import ExamErrorCode
 from zq.protocol.errors import Code
 from zq.web.bodies import DEPTH_MAX, decode
+from zq.web.dead import DeadFilter, check_filter
 from zq.web.exams import ExamCreation
-from zq.web.jobs import JobSubmission, idempotency_key, read_cursor
+from zq.web.listing import read_cursor
 from zq.web.problems import CODE_STATUS, EXAM_STATUS, Problem
+from zq.web.queues import QueueChange
+from zq.web.submissions import JobBatch, JobSubmission, idempotency_key
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-fields = st.sampled_from([*JobSubmission.__struct_fields__, *ExamCreation.__struct_fields__, "x", ""])
+STRUCTS = (JobSubmission, JobBatch, DeadFilter, QueueChange, ExamCreation)
+fields = st.sampled_from([*{name for struct in STRUCTS for name in struct.__struct_fields__}, "x", ""])
 
 
 def outcome(read: Callable[[], Any]) -> Any:
@@ -40,9 +44,15 @@ def outcome(read: Callable[[], Any]) -> Any:
 
 @given(st.binary(max_size=300) | st.dictionaries(fields, json_values).map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_body_or_a_problem(data: bytes) -> None:
-    for struct in (JobSubmission, ExamCreation):
+    for struct in STRUCTS:
         found = outcome(lambda struct=struct: decode(data, struct))  # type: ignore[misc]
         assert found in {400, 422} if isinstance(found, int) else isinstance(found, struct)
+
+
+@given(st.text(), st.lists(st.text(), max_size=3), st.booleans())
+def test_any_filter_of_dead_letters_is_one_or_a_problem(text: str, ids: list[str], every: bool) -> None:
+    found = outcome(lambda: check_filter(DeadFilter(queue=text, ids=ids, all=every)))
+    assert found == 422 or not ids
 
 
 @given(st.text())
@@ -91,11 +101,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 piece = st.sampled_from(
-    ["v1", "jobs", "exams", "queues", "e", "s", "students", "segments", "recording", "heartbeat", "finish", "login",
-     "x.webm", ":retry", "..", "%00", "%2e%2e", "%2f", "%ff", "%E7%8E%8B", "00000000-0000-0000-0000-000000000000"]
+    ["v1", "jobs", "jobs:batch", "exams", "queues", "workers", "schedules", "events", "why", "dead", "dead:retry", "e",
+     "s", "students", "segments", "recording", "heartbeat", "finish", "login",
+     "x.webm", ":retry", ":pause", "q:resume", "metrics", "openapi.json", "..",
+     "%00", "%2e%2e", "%2f", "%ff", "%E7%8E%8B", "00000000-0000-0000-0000-000000000000"]
 ) | st.text(string.printable, max_size=8)  # fmt: skip
+question = st.builds(
+    "{}={}".format,
+    st.sampled_from(["where", "state", "queue", "task", "error", "cursor", "limit", "after", "wait_s", "token"]),
+    st.text(string.printable, max_size=8) | st.sampled_from(["a%3D1", "dead", "7", "%ff", "BQ"]),
+)
 headers = st.dictionaries(
-    st.sampled_from(["Range", "If-Range", "Idempotency-Key", "X-Zq-Sequence", "X-Zq-Sha256", "Digest", "Content-Type"]),
+    st.sampled_from(
+        ["Range", "Last-Event-ID", "If-Range", "Idempotency-Key", "X-Zq-Sequence", "X-Zq-Sha256", "Digest",
+         "Content-Type"]
+    ),
     st.text(string.printable.replace("\r", "").replace("\n", "").replace("\x0b", "").replace("\x0c", ""), max_size=20)
     | st.just("application/json"),
     max_size=3,
@@ -106,7 +126,7 @@ headers = st.dictionaries(
 @given(
     st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]),
     st.lists(piece, max_size=7),
-    st.text(string.printable, max_size=12),
+    st.text(string.printable, max_size=12) | st.lists(question, max_size=3).map("&".join),
     headers,
     st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()),
 )
@@ -123,7 +143,8 @@ STUDENT = "/v1/exams/e/students/s"
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(
-        [("POST", "/v1/jobs"), ("POST", "/v1/exams"), ("PATCH", "/v1/exams/e"), ("POST", f"{STUDENT}/login"),
+        [("POST", "/v1/jobs"), ("POST", "/v1/jobs:batch"), ("POST", "/v1/dead:retry"), ("POST", "/v1/dead:drop"),
+         ("PATCH", "/v1/queues/q"), ("POST", "/v1/exams"), ("PATCH", "/v1/exams/e"), ("POST", f"{STUDENT}/login"),
          ("POST", f"{STUDENT}/heartbeat"), ("PUT", f"{STUDENT}/segments/a.webm"), ("POST", f"{STUDENT}/finish")]
     ),
     st.dictionaries(fields, json_values).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60),
