@@ -34,11 +34,17 @@ class Lazy(NamedTuple):
 
 COMMANDS: Final[dict[str, Lazy]] = {
     "submit": Lazy("zq.cli_jobs", "submit", "Submit a job by the name of its task."),
-    "show": Lazy("zq.cli_jobs", "show", "Show all that is known of a job."),
+    "show": Lazy("zq.cli_show", "show", "Show all that is known of a job."),
+    "why": Lazy("zq.cli_show", "why_command", "Say why a job does not run."),
     "cancel": Lazy("zq.cli_jobs", "cancel", "Cancel jobs."),
     "retry": Lazy("zq.cli_jobs", "retry", "Run dead, cancelled or expired jobs again."),
     "len": Lazy("zq.cli_queues", "length", "Count the jobs of queues, by state."),
     "ls": Lazy("zq.cli_queues", "ls", "List the jobs of a queue. Consumes nothing."),
+    "pause": Lazy("zq.cli_limits", "pause", "Start no more jobs of a queue."),
+    "resume": Lazy("zq.cli_limits", "resume", "Start the jobs of a paused queue again."),
+    "limit": Lazy("zq.cli_limits", "limit", "Bound a queue: jobs a second, at once, waiting."),
+    "dead": Lazy("zq.cli_dead", "dead", "List, retry or drop dead jobs, thousands at once."),
+    "events": Lazy("zq.cli_events", "events", "Print what happens to jobs and queues."),
     "workers": Lazy("zq.cli_queues", "workers", "List the workers that are connected."),
     "audit": Lazy("zq.cli_queues", "audit", "Check that every accepted job is accounted for."),
     "config": Lazy("zq.cli_config", "config", "Check or show the configuration."),

@@ -1,27 +1,26 @@
-"""`zq submit`, `zq show`, `zq cancel`, `zq retry`: one job, or a few by their ids."""
+"""`zq submit`, `zq cancel`, `zq retry`: one job, or a few by their ids."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime, tzinfo
-from typing import Any
+from datetime import datetime
+from typing import Any, cast, get_args
 
 import click
 
-from zq import payload
 from zq.cli_options import connected, json_option, open_client
-from zq.cli_text import coloured, iso, job_json, print_json, table, usage_json, zone_of
+from zq.cli_text import print_json, table
+from zq.client.filters import json_or_text, strict_json
 from zq.client.job import Job
-from zq.client.requests import JobRequest
+from zq.client.requests import JobRequest, KeyPolicyName
 from zq.config import Config
 from zq.exceptions import Invalid, JobFailed, Refused
 from zq.monitor.cells import clean
-from zq.monitor.units import duration, moment, size
 from zq.protocol import limits
 from zq.protocol.errors import Code
-from zq.protocol.job import State, decode_spec, format_id, new_job_id
-from zq.protocol.messages import Change, JobDetail
+from zq.protocol.job import State, format_id, new_job_id
+from zq.protocol.messages import Change
 
 
 def parse_keyword(text: str) -> tuple[str, Any]:
@@ -29,19 +28,7 @@ def parse_keyword(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise Invalid(f"--arg {text!r}: write it as name=value, as in --arg width_px=640")
-    return name, _json_or_text(value)
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except ValueError:
-        return text
-
-
-def _no_constant(text: str) -> Any:
-    """NaN and Infinity are not JSON: they stay text."""
-    raise ValueError(text)
+    return name, json_or_text(value)
 
 
 def parse_positional(text: str | None) -> list[Any]:
@@ -49,7 +36,7 @@ def parse_positional(text: str | None) -> list[Any]:
     if text is None:
         return []
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = strict_json(text)
     except ValueError as error:
         raise Invalid(f"--args is not JSON: {error}; write an array, as in --args '[\"a.png\", 640]'") from None
     if not isinstance(value, list):
@@ -63,9 +50,18 @@ def parse_positional(text: str | None) -> list[Any]:
 @click.option("--arg", "keywords", multiple=True, metavar="K=V", help="A keyword argument (repeatable); V may be JSON.")
 @click.option("--args", "positional", metavar="JSON", help="Positional arguments, as a JSON array.")
 @click.option("--key", default="", help="At most one live job has this key.")
+@click.option(
+    "--key-policy", type=click.Choice(get_args(KeyPolicyName)), default="refuse", show_default=True,
+    help="When a waiting job has the key: leave it, take its place, or give it this one's time.",
+)  # fmt: skip
+@click.option("--concurrency-key", default="", metavar="KEY", help="Bound how many jobs with this key run at once.")
+@click.option("--concurrency-limit", type=int, default=1, show_default=True, metavar="N", help="How many they are.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only workers with this tag run it (repeatable).")
 @click.option("--id", "job_id", metavar="UUID", help="The job's id: the same id and job again is the same job.")
 @click.option("--priority", type=int, default=limits.PRIORITY_DEFAULT, show_default=True, help="0–9; higher is sooner.")
-@click.option("--countdown", type=float, metavar="S", help="Start after so many seconds at the earliest.")
+@click.option(
+    "--delay", "--countdown", "countdown", type=float, metavar="S", help="Start after so many seconds at the earliest."
+)
 @click.option("--eta", metavar="TIME", help="Start at this time at the earliest: ISO 8601 with a zone.")
 @click.option("--expires", "expires_s", type=float, metavar="S", help="Drop it if it has not started within this.")
 @click.option("--max-retries", type=int, default=3, show_default=True, help="Attempts after the first one.")
@@ -79,6 +75,10 @@ def submit(
     keywords: Sequence[str],
     positional: str | None,
     key: str,
+    key_policy: str,
+    concurrency_key: str,
+    concurrency_limit: int,
+    tags: Sequence[str],
     job_id: str | None,
     priority: int,
     countdown: float | None,
@@ -104,6 +104,10 @@ def submit(
         kwargs=dict(map(parse_keyword, keywords)),
         id=job_id if job_id is not None else new_job_id(),
         key=key,
+        key_policy=cast(KeyPolicyName, key_policy),
+        concurrency_key=concurrency_key,
+        concurrency_limit=concurrency_limit,
+        tags=tags,
         priority=priority,
         countdown=countdown,
         eta=_parse_eta(eta),
@@ -165,93 +169,6 @@ def _say_submitted(job: Job[Any], key: str) -> None:
         click.echo(f"zq: a live job has the key '{key}' already: this is its id", err=True)
     for warning in job.warnings:
         click.echo(f"zq: {clean(warning)}", err=True)
-
-
-@click.command()
-@click.argument("job_id", metavar="ID")
-@json_option
-@connected
-def show(job_id: str, as_json: bool, config_path: str | None, broker: str | None) -> None:
-    """Show a job: state, arguments, attempts with their errors and usage, result."""
-    config, client = open_client(config_path, broker)
-    with client:
-        detail = client.detail(job_id)
-    zone = zone_of(config)
-    if as_json:
-        print_json(_detail_json(detail, zone))
-    else:
-        click.echo("\n".join(_detail_lines(detail, zone)))
-
-
-def _arguments(detail: JobDetail) -> dict[str, Any]:
-    try:
-        positional, keyword = payload.decode_arguments(decode_spec(detail.spec).arguments)
-    except ValueError as error:
-        return {"unreadable": str(error)}
-    return {"args": positional, "kwargs": keyword}
-
-
-def _result(detail: JobDetail) -> Any:
-    if not detail.result_kept:
-        return "(not kept any more)"
-    try:
-        return payload.decode_result(detail.result)
-    except ValueError as error:
-        return f"(unreadable: {error})"
-
-
-def _detail_json(detail: JobDetail, zone: tzinfo) -> dict[str, Any]:
-    return {
-        **job_json(detail.job, zone),
-        **_arguments(detail),
-        "result": _result(detail) if detail.job.state is State.DONE else None,
-        "result_kept": detail.result_kept,
-        "attempts": [
-            {
-                "number": attempt.number,
-                "worker": attempt.worker,
-                "started_at": iso(attempt.started_ms, zone),
-                "ended_at": iso(attempt.ended_ms, zone),
-                "outcome": attempt.outcome.name.lower() if attempt.outcome is not None else None,
-                "error": attempt.error,
-                "usage": usage_json(attempt.usage),
-            }
-            for attempt in detail.attempts
-        ],
-    }
-
-
-def _detail_lines(detail: JobDetail, zone: tzinfo) -> list[str]:
-    job = detail.job
-    lines = [
-        f"job        {format_id(job.id)}",
-        f"task       {clean(job.task)}   queue {clean(job.queue)}   priority {job.priority}",
-        f"state      {coloured(job.state.label, job.state)}   attempt {job.attempt} of {job.attempts_max}",
-        f"accepted   {moment(job.accepted_ms, zone)}",
-    ]
-    if job.due_ms and job.state is State.SCHEDULED:
-        lines.append(f"due        {moment(job.due_ms, zone)}")
-    if job.key:
-        lines.append(f"key        {clean(job.key)}")
-    for name, value in _arguments(detail).items():
-        lines.append(f"{name:10} {json.dumps(value, ensure_ascii=False, default=lambda v: v.hex())}")
-    if job.progress_total > 0:
-        done = f"{job.progress_done:g} of {job.progress_total:g}"
-        lines.append(f"progress   {done} {clean(job.progress_message)}".rstrip())
-    for attempt in detail.attempts:
-        outcome = attempt.outcome.name.lower() if attempt.outcome is not None else "running"
-        took = f"{duration((attempt.ended_ms - attempt.started_ms) / 1000)}" if attempt.ended_ms else ""
-        lines.append(
-            f"attempt {attempt.number}  {outcome} {took}  on {clean(attempt.worker)} from"
-            f" {moment(attempt.started_ms, zone)}, CPU {duration(attempt.usage.cpu_ms / 1000)},"
-            f" memory {size(attempt.usage.peak_rss_bytes)}"
-        )
-        lines += [f"    {clean(line)}" for line in attempt.error.splitlines()]
-    if job.state is State.DONE:
-        lines.append(f"result     {json.dumps(_result(detail), ensure_ascii=False, default=lambda v: v.hex())}")
-    elif job.error and not any(attempt.error == job.error for attempt in detail.attempts):
-        lines += ["error", *(f"    {clean(line)}" for line in job.error.splitlines())]
-    return lines
 
 
 @click.command()

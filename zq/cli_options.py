@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -28,9 +28,11 @@ def connected(command: F) -> F:
     return config_option(broker_option(command))
 
 
-def open_client(config_path: str | None, broker: str | None) -> tuple[Config, Client]:
-    """Raises ConfigError and Invalid. Close the client, or use it in a `with`."""
+def open_client(
+    config_path: str | None, broker: str | None, role: Literal["admin"] | None = None
+) -> tuple[Config, Client]:
+    """Raises ConfigError and Invalid. Close the client, or use it in a `with`. Some orders want the role "admin"."""
     from zq.client.sync import Client
 
     config = load(config_path)
-    return config, Client(config, broker=broker)
+    return config, Client(config, broker=broker, role=role)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import click
 
+from zq.cli_limits import limits_text, queue_json
 from zq.cli_options import connected, json_option, open_client
 from zq.cli_text import job_json, print_json, table, zone_of
 from zq.client.blocking import BlockingCalls
+from zq.client.filters import JobFilter, condition
 from zq.exceptions import Invalid, ZqError
 from zq.monitor.cells import clean, cut
 from zq.monitor.units import duration
@@ -24,7 +26,8 @@ class Unbalanced(ZqError):
     """Jobs were accepted that are in no state: a defect of the broker's, or a damaged journal."""
 
 
-def _chosen(queues: list[QueueInfo], names: Sequence[str]) -> list[QueueInfo]:
+def chosen_queues(queues: list[QueueInfo], names: Sequence[str]) -> list[QueueInfo]:
+    """Those of these names, or all. Raises Invalid for one that is not there."""
     known = {queue.name: queue for queue in queues}
     for name in names:
         if name not in known:
@@ -33,19 +36,24 @@ def _chosen(queues: list[QueueInfo], names: Sequence[str]) -> list[QueueInfo]:
     return [known[name] for name in names] if names else sorted(queues, key=lambda queue: queue.name)
 
 
+def require_known_queue(client: BlockingCalls, name: str) -> None:
+    """Raises Invalid, with the names that there are."""
+    chosen_queues(client.queues(), [name])
+
+
 @click.command("len")
 @click.argument("names", metavar="[QUEUE]…", nargs=-1)
 @json_option
 @connected
 def length(names: Sequence[str], as_json: bool, config_path: str | None, broker: str | None) -> None:
-    """Count the jobs of each QUEUE (of all, without one): ready, scheduled, running and ended."""
+    """Count the jobs of each QUEUE (of all, without one) by state, and say what limits it."""
     _, client = open_client(config_path, broker)
     with client:
-        queues = _chosen(client.queues(), names)
+        queues = chosen_queues(client.queues(), names)
     if as_json:
-        print_json([{name: getattr(queue, name) for name in queue.__struct_fields__} for queue in queues])
+        print_json([queue_json(queue) for queue in queues])
         return
-    head = ["queue", *(state.label for state in State), "oldest", "workers", "free/slots"]
+    head = ["queue", *(state.label for state in State), "oldest", "workers", "free/slots", "limits"]
     rows = [
         [
             queue.name,
@@ -53,33 +61,45 @@ def length(names: Sequence[str], as_json: bool, config_path: str | None, broker:
             duration(queue.oldest_ready_ms / 1000) if queue.ready else "-",
             str(queue.consumers),
             f"{queue.free}/{queue.slots}",
+            limits_text(queue),
         ]
         for queue in queues
     ]
-    click.echo(table(head, rows, right=frozenset(range(1, len(head)))))
+    click.echo(table(head, rows, right=frozenset(range(1, len(head) - 1))))
 
 
 @click.command()
 @click.argument("queue")
 @click.option("--state", help="Only jobs in this state (default: ready, running and scheduled).")
+@click.option(
+    "--where", "where", multiple=True, metavar="K=V",
+    help="Only jobs whose keyword argument K is V (K may be the place of a positional one, from 0). Repeatable.",
+)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
 @json_option
 @connected
 def ls(
-    queue: str, state: str | None, limit: int, as_json: bool, config_path: str | None, broker: str | None
-) -> None:
+    queue: str, state: str | None, where: Sequence[str], limit: int, as_json: bool, config_path: str | None,
+    broker: str | None,
+) -> None:  # fmt: skip
     """List the jobs of QUEUE, in the order in which they will run. Every priority is shown, nothing is consumed."""
+    chosen = JobFilter(where=[condition(one) for one in where])
     config, client = open_client(config_path, broker)
     with client:
-        _chosen(client.queues(), [queue])
+        require_known_queue(client, queue)
         states: list[State | str] = [state] if state else [State.RUNNING, State.READY, State.SCHEDULED]
         jobs: list[JobInfo] = []
         for one in states:
-            jobs += _list(client, queue, one, limit - len(jobs))
+            jobs += _list(client, queue, one, chosen, limit - len(jobs))
     zone = zone_of(config)
     if as_json:
         print_json([job_json(job, zone) for job in jobs])
         return
+    click.echo(job_rows(jobs))
+
+
+def job_rows(jobs: Sequence[JobInfo]) -> str:
+    """The jobs as a table."""
     now_ms = time.time() * 1000
     rows = [
         [
@@ -93,15 +113,18 @@ def ls(
         ]
         for job in jobs
     ]
-    click.echo(table(["job", "state", "prio", "task", "attempt", "age", "says"], rows, right=frozenset({2}), state=1))
+    return table(["job", "state", "prio", "task", "attempt", "age", "says"], rows, right=frozenset({2}), state=1)
 
 
-def _list(client: BlockingCalls, queue: str, state: State | str, limit: int) -> list[JobInfo]:
+def _list(client: BlockingCalls, queue: str, state: State | str, chosen: JobFilter, limit: int) -> list[JobInfo]:
     found: list[JobInfo] = []
     after = b""
     while len(found) < limit:
-        page = client.jobs(queue, state, after, min(limit - len(found), limits.PAGE_ROWS_MAX))
-        found += page.jobs
+        rows = limits.PAGE_ROWS_MAX if chosen.needs_specs else min(limit - len(found), limits.PAGE_ROWS_MAX)
+        page = client.jobs(queue, state, after, rows, chosen.needs_specs)
+        specs = page.specs if chosen.needs_specs else [b""] * len(page.jobs)
+        matching = [job for job, spec in zip(page.jobs, specs, strict=True) if chosen.matches(job, spec)]
+        found += matching[: limit - len(found)]
         after = page.next
         if not after:
             break
@@ -112,10 +135,12 @@ def _list(client: BlockingCalls, queue: str, state: State | str, limit: int) -> 
 @json_option
 @connected
 def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
-    """List the workers that are connected, with their queues."""
+    """List the workers that are connected, with their queues and tags."""
     _, client = open_client(config_path, broker)
     with client:
         found = client.workers()
+    if found.not_listed:
+        click.echo(f"zq: {found.not_listed} more workers did not fit into the broker's answer", err=True)
     if as_json:
         print_json(
             [
@@ -128,6 +153,7 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
                     "silent_ms": worker.silent_ms,
                     "connected_ms": worker.connected_ms,
                     "software": worker.software,
+                    "tags": worker.tags,
                 }
                 for worker in found
             ]
@@ -137,6 +163,7 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
         [
             worker.instance,
             " ".join(f"{entry.queue}:{entry.slots}" for entry in worker.queues),
+            " ".join(worker.tags) or "-",
             str(worker.running),
             str(worker.tasks),
             duration(worker.silent_ms / 1000),
@@ -145,8 +172,8 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
         ]
         for worker in found
     ]
-    head = ["worker", "queue:slots", "running", "tasks", "heard", "since", "software"]
-    click.echo(table(head, rows, right=frozenset({2, 3, 4, 5})))
+    head = ["worker", "queue:slots", "tags", "running", "tasks", "heard", "since", "software"]
+    click.echo(table(head, rows, right=frozenset({3, 4, 5, 6})))
 
 
 @click.command()

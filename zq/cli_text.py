@@ -91,6 +91,8 @@ def job_json(job: JobInfo, zone: tzinfo) -> dict[str, Any]:
         "ended_at": iso(job.ended_ms, zone),
         "worker": job.worker,
         "key": job.key,
+        "concurrency_key": job.concurrency_key,
+        "tags": list(job.tags),
         "error": job.error,
         "progress": {"done": job.progress_done, "total": job.progress_total, "message": job.progress_message},
         "usage": usage_json(job.usage),

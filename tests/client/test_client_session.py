@@ -207,6 +207,31 @@ def test_a_long_wait_survives_broker_restarts_but_not_a_broker_that_is_away_too_
     assert now_s == pytest.approx(24.5)
 
 
+@pytest.mark.parametrize("question", [WAIT, messages.AskEvents(0, 0, 0, wait_ms=60_000)])
+def test_a_long_wait_of_an_impatient_client_lasts_while_the_broker_answers_probes(question: Question) -> None:
+    session = new_session()
+    request, _ = ask(session, question, deadline_s=50.0, patience_s=1.0)
+    welcome(session, now_s=0.1)
+    now_s, asked = 0.1, 0
+    while now_s < 45:
+        now_s = max(now_s + 0.01, session.next_wake_s() or 0.0)
+        for message in sent(session.tick(now_s)):
+            asked += isinstance(message, type(question))
+            hear(session, messages.BrokerInfo(0, 1, 0, 0, 0, 0, 0, 0, 0, {}, True, ""), now_s)
+        assert session.waiting == 1
+    assert asked == 0
+    session.forget(request)
+
+
+def test_events_that_are_late_are_asked_for_again() -> None:
+    session, request = ready_session(messages.AskEvents(0, 0, 7, wait_ms=10_000))
+    asked: list[Any] = []
+    for second in range(1, 17):
+        hear(session, messages.BrokerInfo(0, 1, 0, 0, 0, 0, 0, 0, 0, {}, True, ""), second)
+        asked += [(second, one.request) for one in sent(session.tick(second)) if isinstance(one, messages.AskEvents)]
+    assert asked == [(15, request)]
+
+
 def test_a_refusal_is_an_answer() -> None:
     session, request = ready_session()
     refusal = messages.Refusal(request, Code.FORBIDDEN, "no")

@@ -96,11 +96,18 @@ def condition(text: str) -> Condition:
 def json_or_text(text: str) -> Any:
     """The value that a user means who writes it on a command line or in a query."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        return strict_json(text)
+    except ValueError:
         return text
 
 
+def strict_json(text: str) -> Any:
+    """Raises ValueError, also for NaN and Infinity, which are not JSON, and for what is nested without end."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def _no_constant(text: str) -> Any:
-    """NaN and Infinity are not JSON: they stay text."""
-    raise ValueError(text)
+    raise ValueError(f"{text} is not JSON")

@@ -180,7 +180,7 @@ class ClientSession:
         self._next_request += 1
         self._open[request] = _Open(question, len(frame), now_s, now_s, deadline_s, patience_s)
         self._open_bytes += len(frame)
-        self._due_s = min(self._due_s, deadline_s, now_s + min(patience_s, PROBE_S))
+        self._due_s = min(self._due_s, deadline_s, now_s + min(patience_s / 2, PROBE_S))
         if self.phase is Phase.READY:
             return request, [Send(frame)]
         if self.phase is Phase.IDLE or now_s >= self._greet_until_s:
@@ -252,7 +252,10 @@ class ClientSession:
     @property
     def _probe_s(self) -> float:
         only_waits = all(_answer_takes_s(entry.question) > 0 for entry in self._open.values())
-        return WAIT_PROBE_S if only_waits else PROBE_S
+        if not only_waits:
+            return PROBE_S
+        # Early enough to hear of the broker before patience is at its end.
+        return min([WAIT_PROBE_S, *(entry.patience_s / 2 for entry in self._open.values())])
 
     def _stamp(self, question: Question, request: int) -> Question:
         return msgspec.structs.replace(question, session=self._session, request=request)
