@@ -14,6 +14,7 @@ import msgspec
 from zq.config import EXIT_CONFIG, Config, ConfigError, load
 from zq.keys import load_key_file
 from zq.logs import configure
+from zq.protocol import limits
 from zq.protocol.job import valid_name
 from zq.workers.identity import NameRefused, take_name
 from zq.workers.runner import Runner
@@ -30,12 +31,16 @@ _QUEUES_MAX = 64
     help="Jobs run at once, one --slots for each --queue in the same order (default: from the configuration, or 1).",
 )  # fmt: skip
 @click.option("--tasks", "modules", multiple=True, metavar="MODULE", help="Module that holds tasks; also several.")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="K=V",
+    help="What this worker has, such as disk=a or gpu, for jobs that require it; adds to worker.tags. Repeatable.",
+)
 @click.option("--broker", metavar="URL", help="Address of the broker, such as tcp://HOST:5570.")
 @click.option("--name", default="", metavar="NAME", help="Name of this worker (default: HOST:QUEUES:1, …:2, …).")
 @click.option("--config", "config_path", metavar="PATH", help="Configuration file (default: ZQ_CONFIG or ./zq.toml).")
 def command(
-    queues: tuple[str, ...], slots: tuple[int, ...], modules: tuple[str, ...], broker: str | None, name: str,
-    config_path: str | None,
+    queues: tuple[str, ...], slots: tuple[int, ...], modules: tuple[str, ...], tags: tuple[str, ...],
+    broker: str | None, name: str, config_path: str | None,
 ) -> None:  # fmt: skip
     """Run the tasks of the named queues.
 
@@ -49,6 +54,7 @@ def command(
         config = _configured(load(config_path), broker)
         slots_of = choose_slots(config, queues, slots)
         chosen = choose_modules(config, queues, modules)
+        config = with_tags(config, tags)
         configure(config.log.level, config.log.json)
         with take_name(config.data_path, list(slots_of), name) as identity:
             code = Runner(config, identity, slots_of, chosen).run()
@@ -105,6 +111,21 @@ def choose_modules(config: Config, queues: Sequence[str], modules: Sequence[str]
             f"no task module for {', '.join(queues)}: give --tasks MODULE, or `tasks` under [queues.NAME] in zq.toml"
         )
     return chosen
+
+
+def with_tags(config: Config, tags: Sequence[str]) -> Config:
+    """The worker has the configured tags and these. Raises click.UsageError, or ConfigError for configured ones."""
+    for tag in tags:
+        if not valid_name(tag) or len(tag) > limits.TAG_CHARS_MAX:
+            most = limits.TAG_CHARS_MAX
+            raise click.UsageError(f"--tag {tag!r:.80}: 1 to {most} printable characters without blanks, as in disk=a")
+    wrong = [tag for tag in config.worker.tags if not valid_name(tag)]
+    if wrong:
+        raise ConfigError(f"worker.tags has {wrong[0]!r}: a tag is printable characters without blanks")
+    together = tuple(sorted({*config.worker.tags, *tags}))
+    if len(together) > limits.WORKER_TAGS_MAX:
+        raise click.UsageError(f"{len(together)} tags; a worker has at most {limits.WORKER_TAGS_MAX}")
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, tags=together))
 
 
 if __name__ == "__main__":

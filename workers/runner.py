@@ -166,6 +166,7 @@ class Runner:
             drain_ms=round(section.drain_s * 1000),
             kill_grace_ms=round(section.kill_grace_s * 1000),
             software=f"zq {zq.__version__}",
+            tags=section.tags,
         )
         return Session(settings, _ms())
 

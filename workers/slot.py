@@ -18,14 +18,13 @@ import time
 import traceback
 from typing import Any, Final, NoReturn
 
-from zq import registry
+from zq import payload, registry
 from zq.context import set_current_job
 from zq.exceptions import LeaseLost, Reject, Retry, SoftTimeLimitExceeded
 from zq.protocol import limits
 from zq.workers.channel import Assignment, AttemptResult, Finished, SlotOutcome, SlotUsage
 from zq.workers.job_context import SlotJob
 from zq.workers.line import Line
-from zq.workers.plain import NotPlain, decode_arguments, encode_result
 from zq.workers.process import become_subreaper, die_with_parent, living_below, send_signal
 
 _FRAMES_SHOWN: Final = 20
@@ -88,13 +87,13 @@ def _call(assignment: Assignment) -> AttemptResult:
             " List the module that holds it in the queue's `tasks`",
         )
     try:
-        positional, keyword = decode_arguments(assignment.arguments)
-    except NotPlain as error:
+        positional, keyword = payload.decode_arguments(assignment.arguments)
+    except payload.PayloadError as error:
         return _rejected(assignment.seq, str(error))
     value: Any = task.function(*positional, **keyword)
     try:
-        return AttemptResult(assignment.seq, SlotOutcome.DONE, encode_result(value))
-    except NotPlain as error:
+        return AttemptResult(assignment.seq, SlotOutcome.DONE, payload.encode_result(value))
+    except payload.PayloadError as error:
         # The work was done, and would be done again in vain: the same code would return the same kind of thing.
         return _rejected(assignment.seq, f"task '{assignment.task}' returned what cannot be kept: {error}")
 

@@ -24,6 +24,7 @@ EXIT_CONFIG = 78
 """Exit code for a configuration that a restart cannot mend (EX_CONFIG, sysexits(3)); supervisord does not retry it."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=64)]
+Tag = Annotated[str, Meta(pattern=r"^\S+$", max_length=64)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Slots = Annotated[int, Meta(ge=1, le=1024)]
@@ -75,6 +76,8 @@ class QueueSection(Section, frozen=True):
 
 class WorkerSection(Section, frozen=True):
     tasks: tuple[str, ...] = ()
+    tags: Annotated[tuple[Tag, ...], Meta(max_length=32)] = ()
+    """What this machine's workers have, such as `gpu` or `disk=a`; jobs may require it. `zq worker --tag` adds more."""
     soft_time_limit_s: Seconds = 1500.0
     time_limit_s: Seconds = 1800.0
     kill_grace_s: Seconds = 1.0

@@ -152,6 +152,9 @@ def test_items_at_the_bound_and_one_past_it(kind: type, bound: int) -> None:
         b"\xd4\x01a",  # an extension type
         b"\x92\x90\x80\x00",  # something behind the end
         b"\xc1",
+        b"\x92" + b"\x91" * 200_000,
+        b"\x92\x91\xa1\xff\x80",  # not UTF-8
+        b"\x92\x90\x81\x01\x02",  # a number as a keyword
     ],
 )
 def test_bombs_and_foreign_types_are_refused(data: bytes) -> None:

@@ -22,7 +22,7 @@ from zq.client.sync import Client
 from zq.config import load
 from zq.keys import new_key
 from zq.protocol.job import Outcome, State
-from zq.protocol.messages import JobDetail, QueueSlots
+from zq.protocol.messages import JobDetail, QueueSlots, WhyReason
 
 HERE = Path(__file__).parent
 DEADLINE_S = 30.0
@@ -145,6 +145,28 @@ def running(system: System) -> System:
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+
+
+def test_a_job_goes_only_to_a_worker_with_its_tags(system: System) -> None:
+    system.broker()
+    job = system.submit("add", 2, 3, tags=["gpu", "disk=甲"])
+    system.worker(ZQ_WORKER_TAGS="gpu")
+    wait_until(lambda: [info.tags for info in system.client.workers()] == [["gpu"]])
+    assert job.why().reason is WhyReason.TAGS
+    assert system.submit("add", 1, 1).result(timeout_s=DEADLINE_S) == 2
+    assert job.state() is State.READY
+    words = ["--queue", "q", "--name", f"{system.host}-2", "--tag", "disk=甲", "--tag", "gpu", "--tag", "ssd"]
+    system.start("zq.workers", *words, ZQ_WORKER_TAGS="gpu")
+    assert job.result(timeout_s=DEADLINE_S) == 5
+    (attempt,) = system.detail(job).attempts
+    assert attempt.worker.endswith("-2")
+    assert sorted(info.tags for info in system.client.workers()) == [["disk=甲", "gpu", "ssd"], ["gpu"]]
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "x" * 65])
+def test_a_tag_that_is_none_is_wrong_usage(system: System, tag: str) -> None:
+    assert system.start("zq.workers", "--queue", "q", "--tag", tag).wait(DEADLINE_S) == 2
+    assert "--tag" in system.log()
 
 
 def test_jobs_run_and_idle_workers_leave_at_once(system: System) -> None:
