@@ -57,9 +57,8 @@ def main(
     if quick:
         repetitions, scale, backlog, history, sessions = 1, scale / 10, backlog // 10, history // 10, sessions // 10
     plan = Plan(contestants, parts, repetitions, scale, slots, backlog, history, max(sessions, 1))
-    record = _measure(plan)
     output.mkdir(parents=True, exist_ok=True)
-    record.save(output / "record.json")
+    record = _measure(plan, output)
     (output / "tables.md").write_text(report.markdown(record), "utf-8")
     report.lines(record, click.echo)
     click.echo(f"tables: {output / 'tables.md'}; all values: {output / 'record.json'}")
@@ -70,7 +69,7 @@ def main(
         sys.exit(1)
 
 
-def _measure(plan: Plan) -> Record:
+def _measure(plan: Plan, output: Path) -> Record:
     say = Progress()
     venv = PeerVenv()
     if any(contestant.peer != "zq" for contestant in plan.contestants) or "system" in plan.parts:
@@ -84,7 +83,7 @@ def _measure(plan: Plan) -> Record:
         say(f"CAREFUL: the load is {record.about['load_before']:.2f}; these figures will be too low for everybody")
     folder = servers.work_folder()
     try:
-        Runner(plan, record, folder, venv, say).run()
+        Runner(plan, record, folder, output, venv, say).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return record

@@ -106,10 +106,13 @@ def _server_versions() -> list[str]:
 class Runner:
     """Measures a plan into a record, one thing after the other, and says what it is doing."""
 
-    def __init__(self, plan: Plan, record: Record, folder: Path, venv: PeerVenv, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, record: Record, folder: Path, output: Path, venv: PeerVenv, say: Callable[[str], None]
+    ) -> None:
         self._plan = plan
         self._record = record
         self._folder = folder
+        self._output = output
         self._venv = venv
         self._say = say
         self._made = 0
@@ -128,7 +131,6 @@ class Runner:
                 self._guarded(contestant.title, partial(self._contest, contestant))
         for title, measure in self._once():
             self._measure(title, measure)
-        self._record.about["load_after"] = os.getloadavg()[0]
 
     def _once(self) -> Iterator[tuple[str, Callable[[Path], dict[str, float]]]]:
         plan, scale = self._plan, self._plan.scale
@@ -152,12 +154,14 @@ class Runner:
         self._guarded(title, lambda: self._record.add(measure(self._new_folder())))
 
     def _guarded(self, title: str, act: Callable[[], None]) -> None:
-        """One system that fails is told and does not end the run."""
+        """What fails, in whatever way, is told and does not end the run; what was found so far is kept at once."""
         try:
             act()
-        except (RuntimeError, OSError, subprocess.SubprocessError, servers.Missing) as error:
-            self._record.failures.append(f"{title}: {error}")
-            self._say(f"FAILED: {title}: {error}")
+        except Exception as error:
+            self._record.failures.append(f"{title}: {type(error).__name__}: {error}")
+            self._say(f"FAILED: {title}: {type(error).__name__}: {error}")
+        self._record.about["load_after"] = os.getloadavg()[0]
+        self._record.save(self._output / "record.json")
 
     def _new_folder(self) -> Path:
         self._made += 1
