@@ -11,8 +11,13 @@ from types import ModuleType
 
 import click
 import pytest
+from starlette.routing import Route
 
+from zq import config
 from zq.cli import main
+from zq.web.app import create_app
+from zq.web.auth import TOKEN_CHARS_MIN
+from zq.web.services import Services
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -150,6 +155,16 @@ def test_keys_that_are_named_exist(page: Path) -> None:
     sections = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key} - {"queues", "schedules"}))
     for key in re.findall(rf"`((?:{sections})\.[a-z_]+)`", prose(page.read_text("utf-8"))):
         assert key in keys or key.endswith((".py", ".toml", ".md", ".db")), f"there is no key {key}"
+
+
+def test_every_call_on_the_page_of_http_is_described(tmp_path: Path) -> None:
+    services = Services(config.load(None, {"ZQ_DATA_DIR": str(tmp_path)}), "x" * TOKEN_CHARS_MIN)
+    found = [route.path for route in create_app(services).routes if isinstance(route, Route)]
+    routes = {path.replace(":anything}", "}") for path in found}
+    named = re.findall(r"`(?:GET|POST|PUT|PATCH|DELETE) (/[^`? ]*)", (ROOT / "docs" / "http.md").read_text("utf-8"))
+    assert len(named) > 10
+    assert set(named) - routes == set()
+    services.store.close()
 
 
 def test_decisions_are_numbered_without_a_gap_and_listed() -> None:
