@@ -78,6 +78,17 @@ class MergeRequest:
         return {"exam_id": self.exam_id, "student_id": self.student_id, "student_name": self.student_name}
 
 
+@dataclass(frozen=True, slots=True)
+class SubmittedMerge:
+    """A merge that the broker has taken, and whose end the store has not heard of."""
+
+    exam_id: str
+    student_id: str
+    job_id: str
+    place: tuple[int, int]
+    """Where it stands among them: where the next page goes on."""
+
+
 def merge_key(exam_id: str, student_id: str) -> str:
     """The key of a student's merge job. Ids have no ':' in them, so two students never share one."""
     return f"merge:{exam_id}:{student_id}"

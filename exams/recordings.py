@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, tuple_, update
 
 from zq.exams import names
 from zq.exams.database import chunks
 from zq.exams.errors import ExamError
-from zq.exams.model import MergeRequest, Recording
+from zq.exams.model import MergeRequest, Recording, SubmittedMerge
 from zq.exams.status import MERGE_TRANSITIONS, MergeEvent, MergeState
 from zq.exams.tables import exam_students, recordings
 from zq.protocol.job import format_id, job_id_from
@@ -148,6 +148,30 @@ def open_requests(connection: Connection, not_after_ms: int) -> list[MergeReques
         .limit(REQUESTS_PER_CHECK_MAX)
     )
     return [MergeRequest(*row) for row in rows]
+
+
+def submitted_merges(
+    connection: Connection, not_after_ms: int, after: tuple[int, int], limit: int
+) -> list[SubmittedMerge]:
+    """Merges requested by `not_after_ms` that the broker has and that have not ended, oldest first, from a place on."""
+    place = (recordings.c.requested_at, recordings.c.student_exam_id)
+    rows = connection.execute(
+        select(exam_students.c.exam_id, exam_students.c.student_id, recordings.c.job_id, *place)
+        .join_from(recordings, exam_students)
+        .where(
+            recordings.c.state == MergeState.SUBMITTED,
+            recordings.c.requested_at <= not_after_ms,
+            tuple_(*place) > tuple_(*after),
+        )
+        .order_by(*place)
+        .limit(limit)
+    )
+    return [SubmittedMerge(*row[:3], (row[3], row[4])) for row in rows]
+
+
+def waits_for(connection: Connection, row_id: int, job_id: str) -> bool:
+    """Whether the recording is submitted, as this very job."""
+    return _state(connection, row_id) == (MergeState.SUBMITTED, job_id)
 
 
 def check_outcome(video: str, segments: int, size_bytes: int, duration_ms: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy import exc as sql_errors
 from zq.exams import names, recordings, times
 from zq.exams.database import Database, chunks
 from zq.exams.errors import ExamError
-from zq.exams.model import Exam, Finished, HistoryRow, MergeRequest, Student
+from zq.exams.model import Exam, Finished, HistoryRow, MergeRequest, Student, SubmittedMerge
 from zq.exams.status import Action, Event, ExamStatus, MergeState, StudentStatus, exam_status, step
 from zq.exams.tables import exam_students, exams, history
 from zq.exams.tables import recordings as recordings_table
@@ -272,6 +272,21 @@ class ExamStore:
         with self.database.write() as connection:
             row = self._lock_student(connection, exam_id, student_id)
             return recordings.failed(connection, row.id, _job_id(job_id), now_ms, recordings.check_error(error))
+
+    def submitted_merges(self, not_after_ms: int, after: tuple[int, int], limit: int) -> list[SubmittedMerge]:
+        """Merges that the broker has, requested by `not_after_ms`, oldest first. `after` is the last one's place of the
+        page before, (0, 0) for the first."""
+        with self.database.read() as connection:
+            return recordings.submitted_merges(connection, not_after_ms, after, _page(limit))
+
+    def merge_lost(self, exam_id: str, student_id: str, job_id: str, *, now_ms: int) -> MergeRequest | None:
+        """The broker does not know this job: ask for a new merge. None if the recording does not wait for it."""
+        with self.database.write() as connection:
+            row = self._lock_student(connection, exam_id, student_id)
+            if not recordings.waits_for(connection, row.id, _job_id(job_id)):
+                return None
+            (merge,) = recordings.request(connection, [row], now_ms)
+            return merge
 
     def _write_once_more(self, work: Callable[[Connection], _Result]) -> _Result:
         """Again if another process has inserted the same row just now: then it is there to be found."""

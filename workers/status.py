@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zq
@@ -13,6 +14,8 @@ from zq.client.sync import Client
 from zq.exams.check import StatusReport, check
 from zq.exams.errors import ExamError
 from zq.exams.merging import submit_merges
+from zq.exams.model import MergeRequest
+from zq.exams.reconcile import Reconciled, Reconciler
 from zq.exams.storage import RecordingStorage
 from zq.exams.store import ExamStore
 
@@ -31,6 +34,7 @@ class _Slot:
         self.store = ExamStore(self.config.database_url, self.config.exams.time_zone)
         self.storage = RecordingStorage(self.config.storage_path)
         self.client = Client(self.config)
+        self.reconciler = Reconciler(self.store)
 
 
 @functools.cache
@@ -42,26 +46,40 @@ def _slot() -> _Slot:
 def check_exams() -> dict[str, Any]:
     """Bring exams and students to what the clock and their signs of life say, and submit the merges that are due.
 
-    Not retried: the next tick does the same. A merge that the broker does not take now is handed out again by the
-    next check.
+    Merges that have ended without a word to the store (killed, cancelled, lost) are written down as failed, or asked
+    for again. Not retried: the next tick does the same. A merge that the broker does not take now is handed out again
+    by the next check.
     """
     slot = _slot()
+    now_ms = time.time_ns() // 1_000_000
     report = check(
         slot.store,
-        time.time_ns() // 1_000_000,
+        now_ms,
         slot.config.exams.offline_after_s,
         has_segments=slot.storage.has_segments,
     )
     result = summary(report)
-    if report.merges:
-        result["merges"], result["trouble"] = _submit(slot, report)
+    found = _reconcile(slot, now_ms)
+    if found.failed or found.merged or found.again:
+        result["reconciled"] = {"failed": found.failed, "merged": found.merged, "again": len(found.again)}
+    merges = [*report.merges, *found.again]
+    if merges:
+        result["merges"], result["trouble"] = _submit(slot, merges)
     return result
 
 
-def _submit(slot: _Slot, report: StatusReport) -> tuple[int, str]:
+def _reconcile(slot: _Slot, now_ms: int) -> Reconciled:
+    try:
+        return slot.reconciler.check(slot.client, now_ms)
+    except (zq.Unavailable, zq.Refused, ExamError) as error:
+        log.warning("the broker was not asked what became of merges; the next check asks: %s", error)
+        return Reconciled()
+
+
+def _submit(slot: _Slot, merges: Sequence[MergeRequest]) -> tuple[int, str]:
     """How many of the merges the broker has, and why not all of them."""
     try:
-        submitted = submit_merges(slot.client, slot.store, slot.config, report.merges)
+        submitted = submit_merges(slot.client, slot.store, slot.config, merges)
     except (zq.Unavailable, ExamError) as error:
         # What the check wrote is written; failing now would only hide it.
         log.warning("the merges wait for the next check: %s", error)
