@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from zq.monitor.model import Facts
 from zq.protocol.job import JobSpec, decode_spec
 
 ARGUMENTS_CHARS_MAX = 300
@@ -15,13 +14,10 @@ _VALUE_CHARS_MAX = 60
 _ITEMS_MAX = 12
 
 
-def facts_of(spec_bytes: bytes) -> Facts:
-    """What the monitor keeps of a specification; a specification that cannot be read gives none."""
-    try:
-        spec = decode_spec(spec_bytes)
-    except ValueError:
-        return Facts(arguments="(specification not readable)")
-    return Facts(arguments=one_line(spec.arguments), hard_limit_s=spec.hard_limit_ms / 1000)
+def arguments_of(spec_bytes: bytes) -> str:
+    """What the monitor keeps of a specification."""
+    spec = spec_of(spec_bytes)
+    return "(specification not readable)" if spec is None else one_line(spec.arguments)
 
 
 def spec_of(spec_bytes: bytes) -> JobSpec | None:

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from zq.exceptions import Refused
-from zq.monitor.arguments import facts_of
-from zq.monitor.model import Facts, Query, Snapshot
+from zq.monitor.arguments import arguments_of
+from zq.monitor.model import Query, Snapshot
 from zq.monitor.units import size
 from zq.protocol.job import State
 from zq.protocol.messages import BrokerInfo, Change, JobDetail, JobInfo, QueueInfo, WorkerInfo
 
 JOBS_SHOWN_MAX = 200
 """Of the job pane's page: more than a screen holds, and little to send every second."""
-FACTS_KEPT_MAX = 2_000
-FACTS_PER_SNAPSHOT = 16
+ARGUMENTS_KEPT_MAX = 2_000
+SPECS_PER_SNAPSHOT = 16
 """Specifications asked for at once; a full page is known after some seconds."""
-FACTS_BYTES_MAX = 32 << 10
+SPEC_BYTES_MAX = 32 << 10
 """Specifications that are larger are not fetched for the sake of one line."""
 
 
@@ -65,7 +65,7 @@ class Fetcher:
         self._make_actor = actor
         self._actor: Asks | None = None
         self._clock = clock
-        self._facts: dict[bytes, Facts] = {}
+        self._arguments: dict[bytes, str] = {}
 
     async def snapshot(self, query: Query) -> Snapshot:
         """All four answers, or the error of the first that failed."""
@@ -77,27 +77,27 @@ class Fetcher:
         )
         taken_s = self._clock()
         await self._learn(page.jobs)
-        known = {job.id: self._facts[job.id] for job in page.jobs if job.id in self._facts}
+        known = {job.id: self._arguments[job.id] for job in page.jobs if job.id in self._arguments}
         return Snapshot(taken_s, broker, queues, workers, query, page.jobs, bool(page.next), known)
 
     async def _learn(self, jobs: Sequence[JobInfo]) -> None:
-        """Ask for the specifications of a few jobs that are not known yet."""
-        unknown = [job for job in jobs if job.id not in self._facts][:FACTS_PER_SNAPSHOT]
-        small = [job for job in unknown if job.size_bytes <= FACTS_BYTES_MAX]
+        """Ask for the specifications of a few jobs that have no key to be told by and are not known yet."""
+        unknown = [job for job in jobs if not job.key and job.id not in self._arguments][:SPECS_PER_SNAPSHOT]
+        small = [job for job in unknown if job.size_bytes <= SPEC_BYTES_MAX]
         for job in unknown:
-            if job.size_bytes > FACTS_BYTES_MAX:
-                self._keep(job.id, Facts(arguments=f"({size(job.size_bytes)} of arguments)"))
+            if job.size_bytes > SPEC_BYTES_MAX:
+                self._keep(job.id, f"({size(job.size_bytes)} of arguments)")
         found = await asyncio.gather(*(self._reader.detail(job.id) for job in small), return_exceptions=True)
         for job, answer in zip(small, found, strict=True):
             if isinstance(answer, JobDetail):
-                self._keep(job.id, facts_of(answer.spec))
+                self._keep(job.id, arguments_of(answer.spec))
             elif not isinstance(answer, Refused):  # a job that is gone meanwhile is no trouble; silence is
                 raise answer
 
-    def _keep(self, job_id: bytes, facts: Facts) -> None:
-        while len(self._facts) >= FACTS_KEPT_MAX:
-            del self._facts[next(iter(self._facts))]
-        self._facts[job_id] = facts
+    def _keep(self, job_id: bytes, arguments: str) -> None:
+        while len(self._arguments) >= ARGUMENTS_KEPT_MAX:
+            del self._arguments[next(iter(self._arguments))]
+        self._arguments[job_id] = arguments
 
     async def detail(self, job_id: bytes) -> JobDetail:
         return await self._reader.detail(job_id)

@@ -34,15 +34,6 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What only a job's specification says; it never changes, so it is asked for once."""
-
-    arguments: str = ""
-    hard_limit_s: float = 0.0
-    """0 when it is not known."""
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     taken_s: float
     """On the monitor's monotonic clock."""
@@ -53,7 +44,8 @@ class Snapshot:
     jobs: Sequence[JobInfo]
     more: bool = False
     """There are more such jobs than were asked for."""
-    facts: Mapping[bytes, Facts] = field(default_factory=dict)
+    arguments: Mapping[bytes, str] = field(default_factory=dict)
+    """Of jobs without a key, as far as they are known: in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +71,7 @@ class QueueRow:
     dead: int
     consumers: int
     rates: Rates
+    paused: bool
 
     @property
     def unserved(self) -> bool:
@@ -256,7 +249,7 @@ def board(history: History, address: str, now_s: float) -> Board:
         totals=_totals(queues, history.rates()),
         queues=queues,
         workers=workers,
-        jobs=tuple(_job_row(j, now_ms, snapshot.facts.get(j.id, Facts())) for j in snapshot.jobs),
+        jobs=tuple(_job_row(j, now_ms, snapshot.arguments.get(j.id, "")) for j in snapshot.jobs),
         query=snapshot.query,
         more=snapshot.more,
         alarms=_alarms(snapshot, queues, workers, history),
@@ -268,8 +261,9 @@ def board(history: History, address: str, now_s: float) -> Board:
 
 def _queue_row(q: QueueInfo, rates: Rates) -> QueueRow:
     return QueueRow(
-        q.name, q.ready, q.oldest_ready_ms / 1000, q.running, q.slots, q.scheduled, q.done, q.dead, q.consumers, rates
-    )
+        q.name, q.ready, q.oldest_ready_ms / 1000, q.running, q.slots, q.scheduled, q.done, q.dead, q.consumers, rates,
+        q.paused,
+    )  # fmt: skip
 
 
 def _worker_row(w: WorkerInfo) -> WorkerRow:
@@ -306,7 +300,7 @@ def fraction_of(job: JobInfo) -> float | None:
     return min(1.0, share) if share == share else None
 
 
-def _job_row(job: JobInfo, now_ms: int, facts: Facts) -> JobRow:
+def _job_row(job: JobInfo, now_ms: int, arguments: str) -> JobRow:
     return JobRow(
         id=job.id,
         task=job.task,
@@ -316,11 +310,11 @@ def _job_row(job: JobInfo, now_ms: int, facts: Facts) -> JobRow:
         attempt=job.attempt,
         attempts_max=job.attempts_max,
         age_s=age_of(job, now_ms),
-        limit_s=facts.hard_limit_s,
+        limit_s=job.hard_limit_ms / 1000,
         fraction=fraction_of(job),
         message=job.progress_message if job.state is State.RUNNING else last_line(job.error),
         worker=job.worker,
-        summary=job.key or facts.arguments,
+        summary=job.key or arguments,
     )
 
 
@@ -353,6 +347,7 @@ def _alarms(
     for info in snapshot.queues:
         if grown := history.dead_since_start(info):
             found.append(f"{_jobs(grown)} died in {info.name} since this monitor started")
+    found += [f"{_jobs(q.ready)} in {q.name}, which is paused" for q in queues if q.paused and q.ready]
     return tuple(found)
 
 

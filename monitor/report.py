@@ -53,6 +53,7 @@ def _queue(q: QueueRow) -> dict[str, Any]:
     return {
         "name": q.name, "ready": q.ready, "oldest_s": q.oldest_s, "running": q.running, "slots": q.slots,
         "scheduled": q.scheduled, "done": q.done, "dead": q.dead, "consumers": q.consumers, "unserved": q.unserved,
+        "paused": q.paused,
         "rates_per_s": _rates(q.rates),
     }  # fmt: skip
 

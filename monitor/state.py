@@ -109,7 +109,7 @@ def identity(row: Row) -> Identity:
 def searchable(row: Row) -> str:
     """The text that a filter is matched against, in lower case."""
     if isinstance(row, QueueRow):
-        return row.name.casefold()
+        return f"{row.name} {'paused' if row.paused else ''}".casefold()
     if isinstance(row, WorkerRow):
         return f"{row.name} {row.role} {row.queues} {row.state} {row.software}".casefold()
     return f"{row.id.hex()} {row.task} {row.queue} {row.worker} {row.summary} {row.message}".casefold()

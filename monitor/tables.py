@@ -23,6 +23,8 @@ def _oldest(q: QueueRow, signs: Signs) -> Span:
 
 
 def _queue_slots(q: QueueRow, signs: Signs) -> Span:
+    if q.paused:
+        return Span(f"paused {count(q.running)}/{count(q.slots)}", Style.WARN)
     return _slots(q.running, q.slots, signs)
 
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zq.monitor import tables
+from zq.monitor.drawing import UTF8
 from zq.monitor.keys import KEYS, Action, Mode, action_for
 from zq.monitor.model import CONTACT_LOST_S, SAMPLES_MAX, Board, History, Query, Snapshot, board, fraction_of, last_line
 from zq.monitor.report import as_json
@@ -83,6 +85,17 @@ def test_the_history_is_bounded() -> None:
 def test_a_queue_without_a_consumer(ready: int, consumers: int, alarm: bool) -> None:
     shown = seen(snap(0, queue("合并", ready=ready, consumers=consumers)))
     assert shown.alarms == (("1 job in 合并 and no worker serves it",) if alarm else ())
+
+
+def test_a_paused_queue_is_shown_and_an_alarm_when_jobs_wait_in_it() -> None:
+    paused = msgspec.structs.replace(queue("合并", ready=2), paused=True)
+    shown = seen(snap(0, paused, queue("other", ready=1)))
+    assert [row.paused for row in shown.queues] == [True, False]
+    assert shown.alarms == ("2 jobs in 合并, which is paused",)
+    assert json.loads(as_json(shown))["queues"][0]["paused"] is True
+    assert [matches(row, "paused") for row in shown.queues] == [True, False]
+    assert tables.QUEUES[3].cell(shown.queues[0], UTF8).text == "paused 0/1"
+    assert seen(snap(0, msgspec.structs.replace(queue("q"), paused=True))).alarms == ()
 
 
 def test_a_broker_that_takes_nothing_and_new_dead_jobs_are_alarms() -> None:

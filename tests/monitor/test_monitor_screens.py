@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from zq.monitor import cells, views
-from zq.monitor.arguments import facts_of
+from zq.monitor.arguments import arguments_of
 from zq.monitor.drawing import ASCII, UTF8, Line, Signs, Style, text_of, to_text
 from zq.monitor.keys import KEYS, Mode
 from zq.monitor.model import Board, History, Query, Snapshot, board
@@ -59,7 +59,7 @@ def job(number: int, task: str, **changes: object) -> JobInfo:
     made = JobInfo(
         id=bytes([1, 0x9B] * 7 + [0, number]), task=task, queue="video_merge", state=State.RUNNING, priority=5,
         attempt=1, attempts_max=4, accepted_ms=NOW_MS - 400_000, due_ms=0, started_ms=NOW_MS - 95_000, ended_ms=0,
-        worker="merge-A", key="", error="", size_bytes=90,
+        worker="merge-A", key="", error="", size_bytes=90, hard_limit_ms=1_800_000,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 
@@ -94,8 +94,7 @@ def snapshot(**changes: object) -> Snapshot:
         ),
         query=Query(),
         jobs=JOBS,
-        facts={JOBS[0].id: facts_of(spec(JOBS[0])), JOBS[1].id: facts_of(spec(JOBS[1])),
-               JOBS[2].id: facts_of(spec(JOBS[2], 49, student="张伟", formats=["pdf", "csv"]))},
+        arguments={JOBS[2].id: arguments_of(spec(JOBS[2], 49, student="张伟", formats=["pdf", "csv"]))},
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 

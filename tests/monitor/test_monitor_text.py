@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from zq.monitor import cells, units
-from zq.monitor.arguments import ARGUMENTS_CHARS_MAX, facts_of, one_line
+from zq.monitor.arguments import ARGUMENTS_CHARS_MAX, arguments_of, one_line
 from zq.monitor.detail import wrapped
 from zq.monitor.drawing import ASCII, UTF8, Column, Span, Style, fitting, row, spread, to_text, width
 from zq.monitor.views import share
@@ -60,7 +60,7 @@ def test_cut_shows_where_something_is_missing() -> None:
 @given(st.binary(max_size=400))
 def test_foreign_arguments_give_a_short_text(data: bytes) -> None:
     assert len(one_line(data)) <= ARGUMENTS_CHARS_MAX
-    facts_of(data)
+    arguments_of(data)
 
 
 _VALUES = st.recursive(
@@ -82,10 +82,9 @@ def test_arguments_read_like_a_call() -> None:
     assert one_line(b"\x91" * 5000) == "(arguments not readable)"
 
 
-def test_facts_know_the_limit() -> None:
-    facts = facts_of(encode_spec(JobSpec(bytes(16), "t", "q", hard_limit_ms=1_800_000)))
-    assert facts.hard_limit_s == 1800
-    assert facts_of(b"junk").hard_limit_s == 0
+def test_a_specification_that_cannot_be_read_says_so() -> None:
+    assert arguments_of(encode_spec(JobSpec(bytes(16), "t", "q"))) == ""
+    assert "not readable" in arguments_of(b"junk")
 
 
 @given(st.text(max_size=200), st.integers(1, 40))
