@@ -1,4 +1,4 @@
-"""Who may do what: a bearer token in the header, or on the page a cookie that can only read.
+"""Who may do what: a bearer token in the header, or on the page a cookie that can only read, and a key for its tab.
 
 Pure but for `ensure_token`. Nothing here needs the web framework, so that `zq up` can make and show the token.
 The token itself is never kept in memory by the server, logged, or put into a cookie: only its SHA-256 is.
@@ -36,6 +36,9 @@ ALL = frozenset(Scope)
 PAGE = frozenset({Scope.PUBLIC, Scope.READ})
 """What the page's cookie opens. Cookies are sent along by any page of the same host, whatever its port: one that could
 change something would be open to forged requests."""
+PAGE_TAB = PAGE | {Scope.OPERATE}
+"""What the page's key opens. The page sends it in a header, as nobody else can: browsers do not add it by themselves,
+and the storage it is kept in belongs to one port, and one tab, alone."""
 NOBODY = frozenset({Scope.PUBLIC})
 
 
@@ -45,14 +48,17 @@ class Gate:
     def __init__(self, token: str) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
         self._page_digest = hashlib.sha256(self.page_cookie_value().encode()).digest()
+        self._page_key_digest = hashlib.sha256(self.page_key().encode()).digest()
 
     def scopes(self, authorization: str | None, cookie: str | None) -> frozenset[Scope]:
         """A wrong bearer token opens nothing, even beside a right cookie."""
         if authorization is not None:
             scheme, _, given = authorization.partition(" ")
-            if scheme.lower() == "bearer" and self.is_token(given.strip()):
+            if scheme.lower() != "bearer":
+                return NOBODY
+            if self.is_token(given.strip()):
                 return ALL
-            return NOBODY
+            return PAGE_TAB if _same(given.strip(), self._page_key_digest) else NOBODY
         if cookie is not None and _same(cookie, self._page_digest):
             return PAGE
         return NOBODY
@@ -63,6 +69,10 @@ class Gate:
     def page_cookie_value(self) -> str:
         """Follows from the token, does not reveal it, and changes with it. Any server on this host sees it."""
         return hmac.new(self._digest, b"zq page: read only", hashlib.sha256).hexdigest()
+
+    def page_key(self) -> str:
+        """The same for the key of the page's tab."""
+        return hmac.new(self._digest, b"zq page: operate", hashlib.sha256).hexdigest()
 
 
 def _same(given: str, digest: bytes) -> bool:

@@ -1,4 +1,5 @@
-"""The page, its files, and the way in: the link with the token becomes a cookie that can only read."""
+"""The page, its files, and the way in: the link with the token becomes a cookie that can only read, and a key with
+which that one tab may also operate."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from zq.web.operations import Handler, Operation
 from zq.web.services import Services
 
 _FOLDER = Path(__file__).resolve().parent / "static"
-_FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+_FILES = {
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "widgets.js": "text/javascript; charset=utf-8",
+}
 
 _SECURITY: Mapping[str, str] = {
     "Content-Security-Policy": (
@@ -36,8 +41,10 @@ class PageRoutes:
     async def page(self, request: Request) -> Response:
         given = query(request, "token")
         if given is not None and self._gate.is_token(given):
-            # The token leaves the address bar, and with it the history, at once.
-            response = Response(status_code=303, headers={**_SECURITY, "Location": "/"})
+            # The token leaves the address bar, and with it the history, at once. What is behind the # is never sent
+            # anywhere; the page takes it out of the address, and keeps it for its tab.
+            there = f"/#operate={self._gate.page_key()}"
+            response = Response(status_code=303, headers={**_SECURITY, "Location": there})
             response.set_cookie(auth.COOKIE, self._gate.page_cookie_value(), httponly=True, samesite="strict", path="/")
             return response
         allowed = self._gate.scopes(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))

@@ -357,10 +357,10 @@ def worker_view(worker: WorkerInfo) -> WorkerView:
 
 
 def unserved(queues: list[QueueInfo]) -> list[str]:
-    """The alarms: queues in which jobs are due and nobody works."""
+    """The alarms: queues in which jobs are due and nobody works. In a paused one nobody shall."""
     return [
         f"queue {queue.name!r}: no worker for its {queue.ready} ready job{'s' * (queue.ready > 1)}; start one with: "
         f"zq worker --queue {queue.name}"
         for queue in queues
-        if queue.ready and not queue.consumers
+        if queue.ready and not queue.consumers and not queue.paused
     ]

@@ -23,6 +23,16 @@ def test_the_token_opens_all_and_nothing_else_does() -> None:
         assert gate.scopes(wrong, None) == NOBODY
 
 
+def test_the_key_of_the_page_operates_and_submits_nothing() -> None:
+    gate = Gate(TOKEN)
+    key = gate.page_key()
+    assert gate.scopes(f"Bearer {key}", None) == PAGE | {Scope.OPERATE}
+    assert gate.scopes(None, key) == NOBODY  # as a cookie it would be sent by others
+    assert key != gate.page_cookie_value()
+    assert not gate.is_token(key)
+    assert Gate(TOKEN + "2").scopes(f"Bearer {key}", None) == NOBODY
+
+
 def test_the_cookie_only_reads_does_not_reveal_the_token_and_ends_with_it() -> None:
     gate = Gate(TOKEN)
     cookie = gate.page_cookie_value()
@@ -112,7 +122,7 @@ def test_the_link_becomes_a_cookie_that_reads(api: Api) -> None:
     assert (locked.status_code, "locked" in locked.text) == (401, True)
     assert api("GET", "/?token=wrong", headers=nobody).status_code == 401
     opened = api("GET", f"/?token={api.token}", headers=nobody)
-    assert (opened.status_code, opened.headers["location"]) == (303, "/")
+    assert (opened.status_code, opened.headers["location"]) == (303, f"/#operate={api.services.gate.page_key()}")
     cookie = opened.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
@@ -132,5 +142,7 @@ def test_the_page_is_whole_and_calls_nobody_else(api: Api) -> None:
     for path in ("/static/page.css", "/static/page.js"):
         assert path in page
         assert api("GET", path, headers={"Authorization": ""}).status_code == 200
+    assert "/static/widgets.js" in api("GET", "/static/page.js").text
     assert "http" not in page.replace("http-equiv", "")
-    assert "http" not in api("GET", "/static/page.js").text
+    for name in ("page.js", "widgets.js", "page.css"):
+        assert "http" not in api("GET", f"/static/{name}").text

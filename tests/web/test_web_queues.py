@@ -15,6 +15,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(api: Api, broker_port
     with hands(broker_port, queue) as worker:
         waiting = submit(api, job(queue)).json()["id"]
         assert api("GET", f"/v1/jobs/{waiting}").json()["why"]["reason"] == "paused"
+        assert not any(queue in reason for reason in api("GET", "/readyz").json()["reasons"])
         assert f'zq_queue_paused{{queue="{queue}"}} 1.0' in api("GET", "/metrics").text
         assert api("POST", f"/v1/queues/{queue}:pause").status_code == 200  # once more changes nothing
         assert api("POST", f"/v1/queues/{queue}:resume").json()["paused"] is False

@@ -25,10 +25,10 @@ STREAMS_MAX = 5  # a quarter of max_connections
 class System:
     """A broker and a web server of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_connections: int = STREAMS_MAX * 4) -> None:
         self.folder = folder
         self.broker_port, self.port = free_port(), free_port()
-        web = f"port = {self.port}\nmax_connections = {STREAMS_MAX * 4}"
+        web = f"port = {self.port}\nmax_connections = {max_connections}"
         self.config = write_config(folder, self.broker_port, web, client="timeout_s = 10")
         self.broker = self.start_broker()
         self.web = Process("zq.web", self.config, self.port, folder / "web.log")
@@ -36,6 +36,11 @@ class System:
 
     def start_broker(self) -> Process:
         return Process("zq.broker", self.config, self.broker_port, self.folder / "broker.log")
+
+    def stop(self) -> int:
+        code = self.web.stop()
+        self.broker.stop()
+        return code
 
     def restart_broker(self) -> None:
         self.broker.process.send_signal(signal.SIGKILL)
@@ -100,8 +105,7 @@ class Stream:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     made = System(tmp_path_factory.mktemp("streams"))
     yield made
-    assert made.web.stop() == 0
-    made.broker.stop()
+    assert made.stop() == 0
 
 
 def test_a_stream_begins_now_and_brings_every_step_of_its_queue(system: System) -> None:
