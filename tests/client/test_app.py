@@ -90,6 +90,12 @@ def test_options_are_the_tasks_unless_given() -> None:
     assert (declared.priority, declared.max_retries, declared.time_limit_s) == (7, 1, 60)
     given = thumbnail.request(priority=0, max_retries=0, queue="q")
     assert (given.priority, given.max_retries, given.queue) == (0, 0, "q")
+    tagged = App(Config()).task(
+        queue="q", name="test_app.tagged", tags=("gpu",), concurrency_key="k", concurrency_limit=2, key_policy="replace"
+    )(lambda: None)
+    asks = tagged.request(concurrency_limit=3)
+    assert (asks.tags, asks.concurrency_key, asks.concurrency_limit, asks.key_policy) == (("gpu",), "k", 3, "replace")
+    assert tagged.request(tags=()).tags == ()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,8 @@ def test_options_are_the_tasks_unless_given() -> None:
     [
         ({"queue": "a b"}, "queue"),
         ({"queue": "q", "priority": 11}, "priority"),
+        ({"queue": "q", "tags": "gpu"}, "tags"),
+        ({"queue": "q", "key_policy": "steal"}, "key_policy"),
         ({"queue": "q", "soft_time_limit_s": 9, "time_limit_s": 5}, "comes first"),
         ({"queue": "q", "name": ""}, None),
         ({"queue": "q", "name": "a\nb"}, "task"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ from zq.client.requests import JobRequest, encode, raw_id
 from zq.config import WorkerSection
 from zq.exceptions import Invalid
 from zq.protocol import limits
-from zq.protocol.job import decode_spec, format_id, new_job_id
+from zq.protocol.job import KeyPolicy, decode_spec, format_id, new_job_id
 
 DEFAULTS = WorkerSection()
 
@@ -77,6 +78,17 @@ def test_a_request_has_its_id_from_the_start() -> None:
         ({"args": [object()]}, "not plain"),
         ({"args": "text"}, "args"),
         ({"kwargs": [1]}, "kwargs"),
+        ({"key_policy": "steal"}, "refuse, replace, reschedule"),
+        ({"key_policy": 1}, "refuse, replace, reschedule"),
+        ({"concurrency_key": "x" * (limits.KEY_CHARS_MAX + 1)}, "concurrency_key"),
+        ({"concurrency_limit": 0}, "concurrency_limit"),
+        ({"concurrency_limit": limits.CREDIT_MAX + 1}, "concurrency_limit"),
+        ({"tags": "gpu"}, "list of text"),
+        ({"tags": [1]}, "tag 1"),
+        ({"tags": [""]}, "tag ''"),
+        ({"tags": ["a b"]}, "without blanks"),
+        ({"tags": ["x" * (limits.TAG_CHARS_MAX + 1)]}, "64"),
+        ({"tags": [str(n) for n in range(limits.TAGS_MAX + 1)]}, "at most 8"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(given: dict[str, Any], said: str) -> None:
@@ -89,6 +101,16 @@ def test_bounds_themselves_are_allowed() -> None:
         task="任" * limits.NAME_CHARS_MAX, key="x" * limits.KEY_CHARS_MAX, countdown=366 * 86400, max_retries=100
     )
     assert spec.delay_ms == limits.DURATION_MS_MAX
+
+
+def test_what_a_job_asks_of_others_travels() -> None:
+    asked = {"key_policy": "reschedule", "concurrency_key": "许可", "concurrency_limit": limits.CREDIT_MAX}
+    spec = spec_of(**asked, tags=["b", "甲", "b"])
+    assert (spec.key_policy, spec.concurrency_key, spec.concurrency_limit) == (KeyPolicy.RESCHEDULE, "许可", 4096)
+    assert spec.tags == ("b", "甲")
+    assert len(spec_of(tags=["x" * limits.TAG_CHARS_MAX, *"1234567"]).tags) == limits.TAGS_MAX
+    one = JobRequest(task="m.f", queue="q", tags=("a", "b"))
+    assert encode(one, DEFAULTS) == encode(replace(one, tags={"b", "a"}), DEFAULTS)  # type: ignore[arg-type]
 
 
 def test_ids_are_texts_or_bytes() -> None:

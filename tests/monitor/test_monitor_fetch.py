@@ -23,7 +23,8 @@ class Counting(AsyncClient):
 
 def test_a_job_is_asked_for_only_where_it_has_no_key_and_once(live_broker: LiveBroker) -> None:
     async def story() -> None:
-        async with Counting(live_broker.config, role="admin") as client:
+        client = Counting(live_broker.config, role="admin")
+        async with client:
             await client.pause("q")
             await client.submit("m.f", queue="q", key="合并:1", time_limit_s=7, soft_time_limit_s=5)
             await client.submit("m.f", (49,), queue="q", time_limit_s=8, soft_time_limit_s=5)
