@@ -278,6 +278,28 @@ def test_a_stream_beats_moves_its_place_and_ends_with_the_server(api: Api, monke
     api.run(quiet())
 
 
+def test_a_step_between_the_two_questions_of_a_jobs_stream_is_told_once(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raced() -> list[str]:
+        accepted = await api.send("POST", "/v1/jobs", json={"task": "t", "queue": "q", "countdown_s": 60})
+        job_id = accepted.json()["id"]
+
+        async def before_it_was_accepted() -> int:
+            return (await api.services.client.detail(job_id)).history[0].number - 1
+
+        monkeypatch.setattr(api.services.events, "newest", before_it_was_accepted)
+        pipe = Pipe(api, f"/v1/jobs/{job_id}/events")
+        received = await pipe.take() + await pipe.take()
+        await api.send("DELETE", f"/v1/jobs/{job_id}")
+        while b"event: end" not in received:
+            received += await pipe.take()
+        await asyncio.wait_for(pipe.task, 5)
+        return [json.loads(line[6:])["cause"] for line in received.splitlines() if line.startswith(b'data: {"number')]
+
+    assert api.run(raced()) == ["accept", "cancel"]
+
+
 def test_a_stream_needs_the_broker_once_and_resuming_not_at_all(lonely_api: Api) -> None:
     problem(lonely_api("GET", "/v1/events"), 503)
 
