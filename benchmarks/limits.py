@@ -36,9 +36,14 @@ def measure(folder: Path, seconds: float) -> dict[str, float]:
 
 
 def derived(found: dict[str, float]) -> dict[str, float]:
-    """One confirmed submit at a time is one round trip and one commit; nothing of the two can overlap."""
-    turn_s = found["zmq_round_trip_us"] / 1e6 + 1 / found["lmdb_1_per_s"]
-    return {"confirmed_limit_per_s": 1 / turn_s}
+    """What a client that waits cannot beat: round trips and commits that must follow each other.
+
+    A confirmed submit is one of both. A start is the same, since accept and dispatch share a commit and the hop to the
+    worker is the second half of the round trip. A result needs the commit of the end and another round trip.
+    """
+    commit_ms = 1000 / found["lmdb_1_per_s"]
+    turn_ms = found["zmq_round_trip_us"] / 1000 + commit_ms
+    return {"confirmed_limit_per_s": 1000 / turn_ms, "start_limit_ms": turn_ms, "result_limit_ms": 2 * turn_ms}
 
 
 def _rate(turn: Callable[[], None], seconds: float, per_turn: int = 1) -> float:

@@ -82,7 +82,7 @@ def _record(zq: list[float], huey: list[float]) -> Record:
     ("zq", "huey", "said"),
     [
         ([100.0, 102.0], [50.0, 51.0], "| zq |"),
-        ([40.0, 42.0], [50.0, 51.0], "| Huey + Redis |"),
+        ([40.0, 42.0], [50.0, 51.0], "| zq, alone | Huey + Redis |"),
         ([40.0, 60.0], [48.0, 49.0], "| zq (ranges overlap) |"),
     ],
 )
