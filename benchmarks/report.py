@@ -102,7 +102,8 @@ def standings(record: Record, workload: Workload) -> list[tuple[str, Figure]]:
 
 
 def _summary(record: Record) -> str:
-    rows = [["workload", "zq", "best peer that syncs", "best peer that does not", "first that syncs", "first of all", "goal"]]
+    peers = ["best peer that syncs", "best peer that does not"]
+    rows = [["workload", "zq", *peers, "first that syncs", "first of all", "goal"]]
     for workload in WORKLOADS:
         order = standings(record, workload)
         zq = next((figure for name, figure in order if name == "zq"), None)
