@@ -11,13 +11,14 @@ from typing import Final
 DEPTH_MAX: Final = 512
 """Jobs in one slot; so many tickets fit into the smallest pipe (see `slots`)."""
 WORK_MS: Final = 30.0
-SHORT_MS: Final = 5.0
-"""Only jobs that are as quick as this make the depth grow."""
+SHORT_MS: Final = 5
+"""Only jobs that are as quick as this make the depth grow. A longer one shares its followers with an idle slot."""
 SLOW_MS: Final = 20
 """A job that runs for so long loses the jobs behind it to other slots."""
 WORK_BYTES: Final = 4 << 20
 """Arguments that one slot has in hand, about."""
-BUSY_MS: Final = 20
+BUSY_MS: Final = 50
+"""Leases that come so soon after the last end were waited for."""
 IDLE_MS: Final = 100
 """A queue without jobs for so long begins again with one job a slot."""
 
@@ -42,12 +43,11 @@ class Pace:
         self._hungry = used_up and self._ended_ms is not None and now_ms - self._ended_ms <= BUSY_MS
 
     def ended(self, ran_ms: float, now_ms: int) -> None:
-        """An attempt has run for so long. Above the mean counts soon, below it only bit by bit."""
+        """An attempt has run for so long. Slow ones are no part of the mean: they are taken back from, each time."""
         self._ended_ms = now_ms
         if ran_ms >= SLOW_MS:
-            self.slow()
             return
-        self._mean_ms += (ran_ms - self._mean_ms) / (4 if ran_ms > self._mean_ms else 32)
+        self._mean_ms += (ran_ms - self._mean_ms) / 32
         self.most = max(1, min(DEPTH_MAX, int(WORK_MS / max(self._mean_ms, 0.001)), WORK_BYTES // self._bytes))
         if self._window > self.most:
             self._window = self.most
@@ -58,7 +58,11 @@ class Pace:
         self.depth = 1 << (self._window.bit_length() - 1)
 
     def slow(self) -> None:
-        """A job runs for long, or nothing runs at all: begin again."""
+        """A job has turned out slow. A few of these, and it is one job a slot again."""
+        self._window = max(1, self._window // 4)
+        self.depth = 1 << (self._window.bit_length() - 1)
+
+    def begin_again(self) -> None:
         self._window = self.depth = 1
 
     def idle(self, now_ms: int) -> bool:

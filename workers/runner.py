@@ -30,6 +30,9 @@ from zq.workers.wire import Wire
 
 _SWEEPS_MAX: Final = 200
 _POLL_MS_MAX: Final = 3_600_000
+_NAP_JOBS: Final = 64
+"""So many tiny jobs in every slot last longer than a nap."""
+_NAP_S: Final = 0.001
 _logger = logging.getLogger("zq.workers")
 
 
@@ -130,6 +133,9 @@ class Runner:
 
     def _wait(self, session: Session | None, wakeup_fd: int) -> set[object]:
         """Wait for news; what is readable."""
+        if session is not None and session.slots.in_hand() >= _NAP_JOBS:
+            # The slots have enough to do, and each single result is not worth a round and a message.
+            time.sleep(_NAP_S)
         polled = (self._wire.changes, self._crew.fileno())
         if polled != self._polled:
             self._polled = polled

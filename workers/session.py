@@ -272,7 +272,7 @@ class Session:
             self._return_ms = self.slots.return_ms()
         for queue, pace in self.slots.paces.items():
             if pace.idle(now_ms) and not self.book.open_in(queue):
-                pace.slow()
+                pace.begin_again()
 
     def _idle_ms(self) -> int | None:
         times = [

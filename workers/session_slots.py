@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from zq.workers.leases import LEASES_MAX, HeldLease, Phase
-from zq.workers.pace import SLOW_MS, Pace
+from zq.workers.pace import SHORT_MS, SLOW_MS, Pace
 
 EXTRA_MAX: Final = LEASES_MAX // 4
 """Leases in hand beyond one for each slot, over all queues."""
@@ -60,10 +60,12 @@ class SessionSlots:
 
     def credit(self, queue: str) -> int:
         """Jobs the queue's slots may have, all together."""
-        hands, depth = self._open[queue], self.depth(queue)
+        hands, depth = self._open[queue].values(), self.depth(queue)
         if depth == 1:
             return len(hands)
-        return sum(1 if hand.slow else min(depth, len(hand.leases) + hand.left) for hand in hands.values())
+        # What a slot that is being replaced would have had is for the one in its place: it comes sooner than jobs do.
+        replaced = sum(1 for hand in self._hands.values() if hand.queue == queue and hand.closed and not hand.ended)
+        return sum(1 if hand.slow else depth for hand in hands) + depth * min(replaced, self._total[queue] - len(hands))
 
     # ------------------------------------------------------------------------------------------ slots
 
@@ -209,18 +211,28 @@ class SessionSlots:
         for hand in self._deep.values():
             if hand.closed:
                 continue
-            if hand.slow or now_ms - hand.leases[0].started_ms >= SLOW_MS:
+            ran_ms = now_ms - hand.leases[0].started_ms
+            if ran_ms >= SLOW_MS:
                 hand.slow = True
-                found.append(hand)
-            elif len(hand.leases) > 2 * self.paces[hand.queue].most:
+            idle = ran_ms >= SHORT_MS and self._free[hand.queue]
+            if hand.slow or idle or len(hand.leases) > 2 * self.paces[hand.queue].most:
                 found.append(hand)
         return found
 
+    def in_hand(self) -> int:
+        """Jobs that the slot which runs dry first has; 0 if one is idle and another is not, or all are."""
+        if len(self._deep) < len(self._hands):
+            return 0
+        return min((len(hand.leases) for hand in self._deep.values()), default=0)
+
     def look_ms(self) -> int | None:
         """When `held_up` may find another one."""
-        hands = [*self._deep.values()]
+        times = []
+        for hand in self._deep.values():
+            if not (hand.slow or hand.closed):
+                times.append(hand.leases[0].started_ms + (SHORT_MS if self._free[hand.queue] else SLOW_MS))
         for queue, pace in self.paces.items():
             if pace.depth > 1:
-                hands += self._open[queue].values()
-        starts = [hand.leases[0].started_ms for hand in hands if hand.leases and not (hand.slow or hand.closed)]
-        return min(starts) + SLOW_MS if starts else None
+                busy = (hand for hand in self._open[queue].values() if hand.leases and not hand.slow)
+                times += [hand.leases[0].started_ms + SLOW_MS for hand in busy]
+        return min(times, default=None)

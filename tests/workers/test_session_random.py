@@ -1,8 +1,9 @@
 """The worker's session between a broker and slots that do anything at any time, from seeds.
 
 The broker's messages are lost (which breaks the connection or leaves a hole), repeated, and late by up to minutes;
-slots finish, fail, die, are over their limits, at random. Then all faults stop. Always: a slot has one job at a time,
-a result is offered until the broker has taken it or the lease is lost, and each lease comes to exactly one end.
+slots finish, fail, die, are over their limits, at random. Jobs of one queue are tiny, so that its slots get many at
+once. Then all faults stop. Always: a slot runs one job at a time, nothing stays behind a slow one, a result is offered
+until the broker has taken it or the lease is lost, and each lease comes to exactly one end.
 """
 
 from __future__ import annotations
@@ -20,16 +21,21 @@ from zq.protocol.job import JobSpec, Outcome, encode_spec
 from zq.protocol.messages import RevokeReason
 from zq.workers import session_io as io
 from zq.workers.leases import OPEN, Phase
+from zq.workers.pace import DEPTH_MAX, SLOW_MS
 from zq.workers.session import Session, Settings
 from zq.workers.stages import Work
 
-QUEUES = {"甲": 3, "b": 1}
+QUEUES = {"甲": 3, "b": 2}
+TINY = "b"
+REPORT_MS = 3
+"""How late the session may hear that a job has ended; the slot has begun its next one meanwhile."""
 HEARTBEAT_MS, TIMEOUT_MS = 500, 3_000
-STORM_MS, CALM_MS = 120_000, 90_000
+STORM_MS, CALM_MS = 40_000, 90_000
 
 
 class World:
     def __init__(self, seed: int) -> None:
+        self.way_ms = 3 if seed % 2 else 20
         self.random = random.Random(seed)
         self.now_ms = 0
         self.calm = False
@@ -50,7 +56,16 @@ class World:
         self.results: dict[int, m.Result] = {}
         # Slots.
         self.slot_queue: dict[int, str] = {}
-        self.slot_token: dict[int, int] = {}
+        self.slot_tokens: dict[int, list[int]] = {}
+        """What each has not ended; the first is begun."""
+        self.begun_ms: dict[int, int] = {}
+        self.unheard: dict[int, list[io.Event]] = {}
+        self.dying: set[int] = set()
+        self.jobs_left: dict[int, int] = {}
+        self.deepest = 0
+        self.taken_back = 0
+        self.most: dict[str, int] = dict(QUEUES)
+        """The largest credit announced."""
         self.slots_ever = 0
         for queue, count in QUEUES.items():
             for _ in range(count):
@@ -81,7 +96,12 @@ class World:
     def check(self) -> None:
         for queue, slots in QUEUES.items():
             open_leases = [x for x in self.session.book.all() if x.queue == queue and x.phase in OPEN]
-            assert len(open_leases) <= slots
+            assert len(open_leases) <= max(slots, self.most[queue])
+        for slot, tokens in self.slot_tokens.items():
+            self.deepest = max(self.deepest, len(tokens))
+            assert len(tokens) <= DEPTH_MAX
+            if len(tokens) > 1 and slot not in self.dying:
+                assert self.now_ms - self.begun_ms[slot] <= SLOW_MS + REPORT_MS, "a job waits behind a slow one"
         for token in self.accepted:
             kept = token in self.session.book
             assert kept or token in self.taken or token in self.lost or self.session.work is Work.LEFT
@@ -95,23 +115,34 @@ class World:
                     self.link += 1
                 case io.Send(message):
                     link = self.link
+                    if isinstance(message, m.Credit | m.Beat):
+                        limits = message.limits if isinstance(message, m.Credit) else message.credit
+                        for item in limits:
+                            self.most[item.queue] = max(item.slots, self.most[item.queue])
                     if self.calm or self.random.random() < 0.97:
                         self.at(self.delay_ms(), partial(self.hear, message, link))
                 case io.StartJob(slot, token):
-                    assert slot not in self.slot_token, "two jobs in one slot"
-                    assert slot in self.slot_queue
-                    self.slot_token[slot] = token
-                    self.at(self.random.expovariate(1 / 2_000), partial(self.job_ends, slot, token))
-                    if self.random.random() < 0.2:
-                        self.at(self.random.randrange(2_000), partial(self.tell, io.HoldAsked(token)))
+                    if slot not in self.slot_queue:
+                        self.tell(io.NotStarted(token))
+                        continue
+                    self.slot_tokens[slot].append(token)
+                    if len(self.slot_tokens[slot]) == 1:
+                        self.begin(slot)
+                case io.TakeBack(slot):
+                    tokens = self.slot_tokens.get(slot, [])
+                    taken = tuple(tokens[1:])
+                    del tokens[1:]
+                    self.taken_back += len(taken)
+                    self.tell(io.TakenBack(slot, taken))
                 case io.EndSlot(slot):
+                    self.dying.add(slot)
                     self.at(self.random.randrange(3_000), partial(self.slot_dies, slot))
                 case _:
                     pass
 
     def delay_ms(self) -> float:
         slow = 0 if self.calm else self.random.random()
-        return self.random.randrange(20) + (self.random.randrange(20_000) if slow > 0.995 else 0)
+        return self.random.randrange(self.way_ms) + (self.random.randrange(20_000) if slow > 0.995 else 0)
 
     # ---------------------------------------------------------------------------------------- slots
 
@@ -119,33 +150,58 @@ class World:
         self.slots_ever += 1
         slot = self.slots_ever
         self.slot_queue[slot] = queue
-        self.at(self.random.randrange(500), partial(self.tell, io.SlotUp(slot, queue)))
+        self.slot_tokens[slot], self.unheard[slot] = [], []
+        jobs_max = self.random.choice([0, 0, 40])
+        self.jobs_left[slot] = jobs_max
+        self.at(self.random.randrange(500), partial(self.tell, io.SlotUp(slot, queue, jobs_max)))
+
+    def begin(self, slot: int) -> None:
+        """The slot takes the ticket of its next job."""
+        token = self.slot_tokens[slot][0]
+        self.begun_ms[slot] = self.now_ms
+        tiny = self.slot_queue[slot] == TINY and self.random.random() < 0.98
+        run_ms = self.random.randrange(2) if tiny else self.random.expovariate(1 / 2_000)
+        self.at(run_ms, partial(self.job_ends, slot, token, tiny))
+        if self.random.random() < 0.2 and not tiny:
+            self.at(self.random.randrange(2_000), partial(self.tell, io.HoldAsked(token)))
+
+    def hear_slot(self, slot: int) -> None:
+        while self.unheard.get(slot):
+            self.tell(self.unheard[slot].pop(0))
 
     def slot_dies(self, slot: int) -> None:
         queue = self.slot_queue.pop(slot, None)
         if queue is not None:
-            self.slot_token.pop(slot, None)
+            self.hear_slot(slot)
+            for token in self.slot_tokens.pop(slot)[1:]:
+                self.tell(io.NotStarted(token))
+            self.dying.discard(slot)
             self.tell(io.SlotGone(slot, "died"))
             self.open_slot(queue)
 
-    def job_ends(self, slot: int, token: int) -> None:
-        if self.slot_token.get(slot) != token:
+    def job_ends(self, slot: int, token: int, tiny: bool) -> None:
+        tokens = self.slot_tokens.get(slot)
+        if not tokens or tokens[0] != token:
             return
-        dice = 0.5 if self.calm else self.random.random()
+        dice = 0.5 if self.calm or (tiny and self.random.random() < 0.98) else self.random.random()
         if dice < 0.05:
             self.slot_dies(slot)
-        elif dice < 0.1:
+            return
+        if dice < 0.1:
+            self.hear_slot(slot)
             self.tell(io.Overrun(token, "over"))
-        elif dice < 0.12:
-            del self.slot_token[slot]
-            self.tell(io.NotStarted(token))
-            self.slot_dies(slot)
-        else:
-            del self.slot_token[slot]
-            if dice < 0.2:
-                self.tell(io.SlotClosing(slot))
-                self.at(50, partial(self.slot_dies, slot))
-            self.tell(io.Reported(token, self.random.choice([Outcome.DONE, Outcome.FAILED, Outcome.REJECTED, None])))
+            return
+        del tokens[0]
+        outcome = self.random.choice([Outcome.DONE, Outcome.FAILED, Outcome.REJECTED, None])
+        self.unheard[slot].append(io.Reported(token, outcome, ran_ms=0.2 if tiny else None))
+        self.jobs_left[slot] -= 1
+        if tokens:
+            assert self.jobs_left[slot], "a slot has more jobs than it may"
+            self.begin(slot)
+        elif dice < 0.2 or not self.jobs_left[slot]:
+            self.unheard[slot].insert(-1, io.SlotClosing(slot))
+            self.at(50, partial(self.slot_dies, slot))
+        self.at(self.random.randrange(REPORT_MS), partial(self.hear_slot, slot))
 
     # ---------------------------------------------------------------------------------------- the broker
 
@@ -224,7 +280,7 @@ class World:
         for queue, limit in self.credit.items():
             while sum(1 for q in self.in_flight.values() if q == queue) < limit:
                 token = self.random.getrandbits(62)
-                job_id = self.random.randrange(6).to_bytes(16, "big")
+                job_id = self.random.randrange(500 if queue == TINY else 6).to_bytes(16, "big")
                 spec = JobSpec(id=job_id, task="t", queue=queue)
                 leases.append(m.Lease(job_id, 1, token, encode_spec(spec)))
                 self.in_flight[token] = queue
@@ -250,6 +306,8 @@ def test_each_lease_comes_to_one_end_and_no_result_is_dropped(seed: int) -> None
     assert len(world.accepted) > 50, "the storm let nothing through: the test would prove nothing"
     assert world.lost
     assert world.taken
+    assert world.deepest > 8, "no slot had many jobs: the test would prove little"
+    assert world.taken_back > 8
     for token in world.accepted:
         assert token in world.taken or token in world.lost
     assert not [held for held in world.session.book.all() if held.phase is not Phase.ENDED]
