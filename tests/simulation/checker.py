@@ -26,9 +26,9 @@ def demand(condition: bool, promise: str) -> None:
 
 
 class Checker:
-    def __init__(self, slots: dict[str, int]) -> None:
-        self._slots = slots
-        """Slots that each worker has, by queue."""
+    def __init__(self) -> None:
+        self._credit: dict[tuple[str, str], int] = {}
+        """Of each worker and queue, as the broker has last read it."""
         self.specs: dict[bytes, JobSpec] = {}
         self.receipts: dict[bytes, ReceiptStatus] = {}
         self.ended: dict[bytes, State] = {}
@@ -68,6 +68,11 @@ class Checker:
                 demand(token in attempts, "I5: a result counts under its own token only")
                 demand(after.state is State.DONE, "a result makes a job done")
 
+    def announced(self, worker: str, credit: Sequence[m.QueueSlots]) -> None:
+        """A worker's CREDIT or BEAT is about to be read by the broker."""
+        for item in credit:
+            self._credit[worker, item.queue] = item.slots
+
     def sent(self, message: BrokerMessage, journal: MemoryJournal) -> None:
         """Called for everything that leaves the broker: what it says must be on disk."""
         if isinstance(message, m.Receipts):
@@ -90,7 +95,7 @@ class Checker:
         if row is None or row.state is not State.RUNNING:
             return
         held = [r for r in journal._rows.values() if r.worker == row.worker and r.queue == row.queue and r.token]
-        demand(len(held) <= self._slots[row.queue], "I8: more leases than credit")
+        demand(len(held) <= self._credit.get((row.worker, row.queue), 0), "I8: more leases than credit")
 
     def _check_key(self, row: JobRow | None, journal: MemoryJournal) -> None:
         if row is None or row.state is not State.RUNNING or not row.concurrency_key:

@@ -28,6 +28,14 @@ def test_every_promise_holds_under_every_fault(seed: int) -> None:
     play(World(seed, ALL_FAULTS))
 
 
+@pytest.mark.parametrize("seed", range(SEEDS // 8))
+def test_every_promise_holds_when_tiny_jobs_go_out_in_batches(seed: int) -> None:
+    faults = replace(ALL_FAULTS, delay_max_ms=10, slow_commit=0.01, attempt_is_long=0.02, slot_dies=0.01)
+    world = World(seed, faults, jobs=600, burst=40)
+    play(world)
+    assert world.deepest >= 4, "no slot had several jobs: the test would prove nothing"
+
+
 @pytest.mark.parametrize("seed", range(SEEDS // 4))
 def test_a_broker_restart_reruns_nothing(seed: int) -> None:
     """I6: only the broker dies, again and again; jobs longer than its absence run exactly once."""

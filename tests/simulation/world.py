@@ -11,6 +11,7 @@ The fault model
 - The broker's clock may run at another pace than the workers': only durations cross machines.
 - A worker may die with everything it runs, and start again under the same name; it may freeze, with its slots running
   on, and thaw; a slot's process may die.
+- Jobs of one queue are tiny, so that slots get several at once; a slot begins the next one without asking anybody.
 - Attempts succeed, fail, are rejected, or run for very long. A client asks to cancel a job now and then.
 - Clients send again, with the same ids, what has no answer, as the protocol demands.
 
@@ -72,6 +73,7 @@ ALL_FAULTS = Faults(
 
 SETTINGS = Settings(heartbeat_ms=500, session_timeout_ms=3000, resume_grace_ms=6000, retention_ms=10_000_000)
 QUEUES = {"merge": 2, "status": 1}
+TINY = "status"
 
 
 class Connection:
@@ -97,13 +99,19 @@ class World:
         clients: int = 2,
         jobs: int = 60,
         core: type[Core] = Core,
+        burst: int = 1,
         speaks_first: bool = False,
     ) -> None:
+        """`burst`: jobs that a client submits at once; many of them are tiny ones."""
         self.random = random.Random(seed)
         self.faults = faults
         self.now_ms = 1_000_000
         self.events = 0
-        self.checker = Checker(QUEUES)
+        self.checker = Checker()
+        self.worker_names: dict[bytes, str] = {}
+        """By connection."""
+        self.deepest = 0
+        """The most jobs that a slot has had at once."""
         self._core_type = core
         self._speaks_first = speaks_first
         """A defect on purpose: replies and dispatches leave before the commit."""
@@ -116,7 +124,7 @@ class World:
         self._frozen_until_ms = 0
         self._start_broker()
         self.workers = [SimWorker(self, f"worker-{n}") for n in range(workers)]
-        self.clients = [SimClient(self, f"client-{n}", jobs // clients) for n in range(clients)]
+        self.clients = [SimClient(self, f"client-{n}", jobs // clients, burst) for n in range(clients)]
         self._every(lambda: self.faults.cut_every_ms, self._cut_one)
         self._every(lambda: self.faults.broker_dies_every_ms, self._kill_broker)
         self._every(lambda: self.faults.broker_freezes_every_ms, self._freeze_broker)
@@ -241,6 +249,9 @@ class World:
         inbox, self._inbox = self._inbox, []
         now_ms = self.broker_ms
         for name, message in inbox:
+            if isinstance(message, m.Credit | m.Beat):
+                announced = message.limits if isinstance(message, m.Credit) else message.credit
+                self.checker.announced(self.worker_names[name], announced)
             core.receive(name, None, message, now_ms)
         core.advance(now_ms)
         batch = core.batch()
@@ -304,7 +315,8 @@ class SimWorker:
         self._incarnation += 1
         self._generation = self._incarnation
         self._connection: Connection | None = None
-        self._slots: dict[int, tuple[str, int | None]] = {}
+        self._slots: dict[int, tuple[str, list[io.StartJob]]] = {}
+        """Their queues, and what they have not ended; the first of it is begun."""
         self._next_slot = 0
         self._held_back: list[BrokerMessage | io.Event] = []
         settings = worker_session.Settings(
@@ -371,6 +383,8 @@ class SimWorker:
                     self.world.to_broker(self._connection, effect.message)
             elif isinstance(effect, io.StartJob):
                 self._start(effect)
+            elif isinstance(effect, io.TakeBack):
+                self._take_back(effect.slot)
             elif isinstance(effect, io.EndSlot):
                 self._end_slot(effect.slot, effect.why)
 
@@ -384,17 +398,32 @@ class SimWorker:
 
         connection = self.world.connect(deliver)
         self._connection = connection
+        self.world.worker_names[connection.name] = self.name
 
     def _open_slot(self, queue: str) -> None:
         self._next_slot += 1
-        self._slots[self._next_slot] = (queue, None)
+        self._slots[self._next_slot] = (queue, [])
         self._carry_out(self.session.handle(io.SlotUp(self._next_slot, queue), self.world.now_ms))
 
     def _start(self, effect: io.StartJob) -> None:
+        if effect.slot not in self._slots:
+            self._handle(io.NotStarted(effect.token))
+            return
+        jobs = self._slots[effect.slot][1]
+        jobs.append(effect)
+        self.world.deepest = max(self.world.deepest, len(jobs))
+        if len(jobs) == 1:
+            self._begin_job(effect)
+
+    def _take_back(self, slot: int) -> None:
+        _, jobs = self._slots.get(slot, ("", []))
+        tokens = tuple(job.token for job in jobs[1:])
+        del jobs[1:]
+        self._handle(io.TakenBack(slot, tokens))
+
+    def _begin_job(self, effect: io.StartJob) -> None:
         world, generation, slot = self.world, self._generation, effect.slot
-        queue, busy = self._slots[slot]
-        assert busy is None, "a slot was given a second job"
-        self._slots[slot] = (queue, effect.token)
+        queue, jobs = self._slots[slot]
         world.checker.started(effect.spec.id, effect.attempt, effect.token)
         faults = world.faults
         if world.chance(faults.slot_dies):
@@ -406,13 +435,15 @@ class SimWorker:
         elif world.chance(faults.attempt_rejects):
             outcome = Outcome.REJECTED
         result = effect.token.to_bytes(8, "big")
-        report = io.Reported(effect.token, outcome, result if outcome is Outcome.DONE else b"")
         long = world.chance(faults.attempt_is_long)
-        delay_ms = world.random.randint(2000, 20_000) if long else world.random.randint(0, 300)
+        delay_ms = world.random.randint(2000, 20_000) if long else world.random.randint(0, 1 if queue == TINY else 300)
+        report = io.Reported(effect.token, outcome, result if outcome is Outcome.DONE else b"", ran_ms=float(delay_ms))
 
         def end() -> None:
-            if generation == self._generation and self._slots.get(slot) == (queue, effect.token):
-                self._slots[slot] = (queue, None)
+            if generation == self._generation and slot in self._slots and jobs and jobs[0] is effect:
+                del jobs[0]
+                if jobs:
+                    self._begin_job(jobs[0])
                 self._give(report, generation)
 
         world.at(delay_ms, end)
@@ -428,10 +459,12 @@ class SimWorker:
         generation = self._generation
 
         def gone() -> None:
+            for job in entry[1][1:]:
+                self._give(io.NotStarted(job.token), generation)
             self._give(io.SlotGone(slot, why), generation)
             if generation == self._generation:
                 self._next_slot += 1
-                self._slots[self._next_slot] = (entry[0], None)
+                self._slots[self._next_slot] = (entry[0], [])
                 self._give(io.SlotUp(self._next_slot, entry[0]), generation)
 
         self.world.at(self.world.random.randint(1, 50), gone)
@@ -442,10 +475,11 @@ class SimClient:
 
     RESEND_MS = 400
 
-    def __init__(self, world: World, name: str, jobs: int) -> None:
+    def __init__(self, world: World, name: str, jobs: int, burst: int) -> None:
         self.world = world
         self.name = name
         self._left = jobs
+        self._burst = burst
         self._session: int | None = None
         self._pending: dict[int, bytes] = {}
         self._request = 0
@@ -464,8 +498,9 @@ class SimClient:
         if self._connection is None or world.now_ms - self._heard_ms > 3 * self.RESEND_MS:
             self._reconnect()
         elif self._session is not None:
-            if self._left and len(self._pending) < 10:
-                self._submit()
+            for _ in range(self._burst):
+                if self._left and len(self._pending) < 10 * self._burst:
+                    self._submit()
             for request, data in self._pending.items():
                 self._say(m.Submit(self._session, request, [data]))
             self._cancel_some(self._session)
@@ -496,7 +531,7 @@ class SimClient:
         spec = JobSpec(
             id=chosen.randbytes(16),
             task="t",
-            queue=chosen.choice(list(QUEUES)),
+            queue=chosen.choice([*QUEUES, *[TINY] * (self._burst // 4)]),
             priority=chosen.randint(0, 9),
             delay_ms=chosen.choice([0, 0, 0, 700]),
             expires_ms=chosen.choice([0, 0, 0, 0, 4000]),
