@@ -204,10 +204,12 @@ def breed(path: str) -> None:
     """A process that walks: each generation forks the next and ends, so its pid is never the same for long."""
     if os.fork() == 0:
         os.setsid()
-        while True:
+        until_s = time.monotonic() + 60  # should a test be ended before it has ended this
+        while time.monotonic() < until_s:
             if os.fork():
                 os._exit(0)
             time.sleep(0.002)
+        os._exit(0)
     _stand(path, os.getpid())
     time.sleep(600)
 
