@@ -72,6 +72,8 @@ class SlotJob:
 
     def flush_progress(self) -> None:
         """Send the last progress if it was held back."""
+        if self._progress is None:
+            return
         with self._line.shield(), self._progress_lock:
             self._send_progress()
 

@@ -27,6 +27,21 @@ EXIT_NONSENSE = 70
 _READ_BYTES = 256 << 10
 
 
+class Shield:
+    """See `Line.shield`. May be entered again inside itself."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __enter__(self) -> None:
+        self._line.enter_shield()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._line.leave_shield(clean=kind is None)
+
+
 class Line:
     """The channel as the slot sees it. Sending is for any thread; everything else for the main thread."""
 
@@ -44,6 +59,8 @@ class Line:
         self._soft_reason: str | None = None
         self._soft_told = False
         self._shields = 0
+        self._shield = Shield(self)
+        self._main_thread = threading.get_ident()
         self._reading = False
         self._rung = False
 
@@ -84,18 +101,19 @@ class Line:
             self._soft_told = True
             raise SoftTimeLimitExceeded(self._soft_reason or "")
 
-    @contextlib.contextmanager
-    def shield(self) -> Iterator[None]:
+    def shield(self) -> Shield:
         """No SoftTimeLimitExceeded inside; one that became due is raised on a clean exit."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signal handlers, and so the exception, are the main thread's alone
-            return
-        self._shields += 1
-        try:
-            yield
-        finally:
+        return self._shield
+
+    def enter_shield(self) -> None:
+        if threading.get_ident() == self._main_thread:  # signal handlers, and so the exception, are its alone
+            self._shields += 1
+
+    def leave_shield(self, *, clean: bool) -> None:
+        if threading.get_ident() == self._main_thread:
             self._shields -= 1
-        self.raise_if_due()
+            if clean:
+                self.raise_if_due()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

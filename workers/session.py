@@ -236,6 +236,8 @@ class Session:
             self._return_ms = lease.return_ms
 
     def _assign(self, now_ms: int) -> None:
+        if not self.slots.anything_waits:
+            return
         for hand, lease in self.slots.match(self.book.job_occupied):
             assert lease.spec is not None
             self.book.occupy(lease, hand.slot)

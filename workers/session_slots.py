@@ -136,6 +136,10 @@ class SessionSlots:
     def stop_waiting(self, lease: HeldLease) -> None:
         self._waiting[lease.queue].remove(lease)
 
+    @property
+    def anything_waits(self) -> bool:
+        return any(self._waiting.values())
+
     def overdue(self, now_ms: int) -> list[HeldLease]:
         """Those that have waited long enough for a slot; they wait no more."""
         found: list[HeldLease] = []

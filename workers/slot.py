@@ -46,17 +46,18 @@ def run_slot(sock: socket.socket, tickets: int, keeper_pid: int) -> NoReturn:
     for signum in _RESET_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     line = Line(sock, tickets)
+    peak = _Peak()
     os.register_at_fork(after_in_child=line.close)
     home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     while True:
         # Each result at once, in a batch too: nobody knows how long the next job takes.
-        line.send(Finished([_attempt(line.next_job(), line)]))
+        line.send(Finished([_attempt(line.next_job(), line, peak)]))
         with contextlib.suppress(OSError):  # its folder was removed: stay where the task went
             os.fchdir(home_fd)
 
 
-def _attempt(assignment: Assignment, line: Line) -> AttemptResult:
-    meter = _Meter()
+def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
+    meter = _Meter(peak)
     job = SlotJob(assignment, line)
     slot_pid = os.getpid()
     set_current_job(job)
@@ -174,28 +175,44 @@ def _has_children_after_reaping() -> bool:
     return True
 
 
+class _Peak:
+    """The kernel's record of this process's largest size, which is to be forgotten before each attempt."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            self._fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def forget(self) -> None:
+        """Where that is forbidden, what is reported is the largest of all attempts so far."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, b"5")
+
+
 class _Meter:
     """What an attempt uses, from the kernel's own counters: exact, for everything that is reaped by its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: _Peak) -> None:
         self._started_s = time.monotonic()
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
-            file.write(b"5")  # forget the peak of earlier jobs; where that is forbidden theirs is reported
+        peak.forget()
         self._own = resource.getrusage(resource.RUSAGE_SELF)
         self._below = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     def usage(self) -> SlotUsage:
-        own, below = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        pairs = ((own, self._own), (below, self._below))
+        own, own_before = resource.getrusage(resource.RUSAGE_SELF), self._own
+        below, below_before = resource.getrusage(resource.RUSAGE_CHILDREN), self._below
+        own_s = own.ru_utime + own.ru_stime - own_before.ru_utime - own_before.ru_stime
+        below_s = below.ru_utime + below.ru_stime - below_before.ru_utime - below_before.ru_stime
         peak_kib = own.ru_maxrss
-        if below.ru_maxrss > self._below.ru_maxrss:  # the kernel keeps the largest child of all time
+        if below.ru_maxrss > below_before.ru_maxrss:  # the kernel keeps the largest child of all time
             peak_kib = max(peak_kib, below.ru_maxrss)
         return SlotUsage(
-            cpu_s=max(0.0, sum(now.ru_utime + now.ru_stime - old.ru_utime - old.ru_stime for now, old in pairs)),
-            peak_rss_bytes=peak_kib * 1024,
-            read_bytes=512 * sum(now.ru_inblock - old.ru_inblock for now, old in pairs),
-            written_bytes=512 * sum(now.ru_oublock - old.ru_oublock for now, old in pairs),
-            running_s=time.monotonic() - self._started_s,
+            max(0.0, own_s + below_s),
+            peak_kib * 1024,
+            512 * (own.ru_inblock - own_before.ru_inblock + below.ru_inblock - below_before.ru_inblock),
+            512 * (own.ru_oublock - own_before.ru_oublock + below.ru_oublock - below_before.ru_oublock),
+            time.monotonic() - self._started_s,
         )
 
 

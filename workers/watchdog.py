@@ -204,7 +204,9 @@ def attempt_usage(reported: SlotUsage | None, sample: Sample | None) -> Usage:
     only the samples of its tree can tell.
     """
     slot = reported or SlotUsage()
-    tree = sample or Sample(0.0)
+    if sample is None:
+        return Usage(round(1000 * slot.cpu_s), slot.peak_rss_bytes, slot.read_bytes, slot.written_bytes, 1)
+    tree = sample
     return Usage(
         cpu_ms=round(1000 * max(slot.cpu_s, tree.cpu_s)),
         peak_rss_bytes=max(slot.peak_rss_bytes, tree.peak_rss_bytes),
