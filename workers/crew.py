@@ -213,7 +213,8 @@ class Crew:
             except RuntimeError as error:
                 _logger.warning("%d jobs could not be handed over: %s", len(jobs), error)
                 place.slot.end(0.0, str(error))
-                events += [io.NotStarted(place.attempts.pop().token) for _ in jobs][::-1]
+                # The last one first: each is put before those that wait already.
+                events += [io.NotStarted(place.attempts.pop().token) for _ in jobs]
         return events
 
     def take_back(self, effect: io.TakeBack) -> list[io.Event]:
@@ -341,7 +342,7 @@ class Crew:
             self._unsent.remove(place)
         untouched = [place.attempts.pop().token for _ in range(len(event.untouched) + unsent)]
         return [
-            *(io.NotStarted(token) for token in reversed(untouched)),
+            *map(io.NotStarted, untouched),
             io.SlotGone(place.number, f"the {event.reason}"),
         ]
 

@@ -15,6 +15,11 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+def moment() -> float:
+    """When it ran, on a clock that all processes share."""
+    return time.monotonic()
+
+
 def whoami() -> int:
     return os.getpid()
 
@@ -70,5 +75,5 @@ def eat_memory() -> None:
         time.sleep(1)
 
 
-for _task in (add, whoami, wait_for_file, leave_a_child, fail, die, report_progress, ask_and_wait, eat_memory):
+for _task in (add, moment, whoami, wait_for_file, leave_a_child, fail, die, report_progress, ask_and_wait, eat_memory):
     registry.register(_task.__name__, _task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from zq.client.job import Job
+from zq.client.requests import JobRequest
 from zq.client.sync import Client
 from zq.config import load
 from zq.keys import new_key
@@ -453,3 +455,22 @@ def test_a_worker_of_another_machine_comes_in_with_its_key_and_only_with_one(
     system.start("zq.workers", "--queue", "q", "--name", f"{system.host}-2", ZQ_CLIENT_KEY=str(key), **environ)
     assert job.result(timeout_s=DEADLINE_S) == 5
     client.close()
+
+
+def test_tiny_jobs_are_not_held_up_by_a_slow_one_among_them(system: System) -> None:
+    """Two slots with batches of tiny jobs; one job in the middle is slow: the other slot takes what was behind it."""
+    system.broker()
+    tiny = [JobRequest(task="moment", queue="q") for _ in range(1500)]
+    slow = JobRequest(task="wait_for_file", queue="q", args=(str(system.folder),))
+    ids = [receipt.job_id for receipt in system.client.submit_many([*tiny[:700], slow, *tiny[700:]])]
+    system.worker(ZQ_WORKER_MAX_TASKS_PER_SLOT="0")
+    slow_job = system.client.job(ids.pop(700))
+    times = [system.client.job(job_id).result(timeout_s=DEADLINE_S) for job_id in ids]
+    assert slow_job.state() is State.RUNNING
+    waits = [after - before for before, after in itertools.pairwise(sorted(times))]
+    # Some tens of milliseconds; on a machine that does much else a process may have to wait for its turn.
+    assert max(waits) < 1.0
+    [queue] = [queue for queue in system.client.queues() if queue.name == "q"]
+    assert (queue.done, queue.running) == (1500, 1)
+    system.go()
+    assert slow_job.result(timeout_s=DEADLINE_S) == 1
