@@ -35,7 +35,7 @@ def count(number: int) -> str:
         return str(number)
     if number < 1_000_000:
         return f"{number // 1000}k"
-    if number < 1_000_000_000:
+    if number < 999_950_000:  # from here on it would be rounded to 1000.0M
         return f"{number / 1e6:.1f}M"
     return f"{number / 1e9:.1f}G"
 

@@ -15,6 +15,10 @@ import pytest
 from zq.client.sync import Client
 from zq.config import BrokerSection, ClientSection, Config
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell makes its background jobs deaf to Ctrl-C, and their children inherit it; some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -109,6 +109,7 @@ def test_numbers_fit_their_columns(number: int, per_s: float, size_bytes: int) -
 
 
 def test_units() -> None:
+    assert [units.count(n) for n in (99_999, 100_000, 999_949_999, 999_950_000)] == ["99999", "100k", "999.9M", "1.0G"]
     assert [units.duration(s) for s in (0, 9.94, 9.96, 59.9, 60, 3599, 3600, 86_400, 90_000)] == [
         "0.0s", "9.9s", "9s", "59s", "1m00", "59m59", "1h00", "1d00", "1d01",
     ]  # fmt: skip
