@@ -31,7 +31,6 @@ class Access:
         self._folder = keys_folder(config)
         self._keys: dict[bytes, AuthorizedKey] = {}
         self._identities: dict[str, Identity] = {}
-        self.refused = 0
         self.zap: zmq.Socket[bytes] | None = None
         if not self.curve and not is_loopback(config.broker.bind):
             raise ConfigError(
@@ -89,7 +88,6 @@ class Access:
             key = self._keys.get(public_key)
             if key is not None:
                 return [b"1.0", request_id, b"200", b"OK", key.public_key, b""]
-        self.refused += 1
         address = request[3].decode(errors="replace") if len(request) > 3 else "?"
         log.warning("a stranger's key was refused", extra={"address": address})
         return [b"1.0", request_id, b"400", b"no such key", b"", b""]

@@ -25,7 +25,7 @@ from zq.broker.leases import Lease, Leases
 from zq.broker.orders import Orders
 from zq.broker.queries import Facts, Queries
 from zq.broker.records import Index, JobRow, state_prefix
-from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState
+from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState, full_name
 from zq.broker.submits import Submits
 from zq.broker.waiters import Waiter, Waiters
 from zq.broker.waiting import WaitingRoom
@@ -124,15 +124,15 @@ class Core:
         if session.role not in roles:
             detail = f"who speaks as {session.role} may not send {type(message).__name__}"
             self._refuse(peer, request, Code.FORBIDDEN, detail)
-        elif session.state is SessionState.JOINING and session.state not in states:
+        elif session.state in states:
+            self._handlers[type(message)](session, message, now_ms)
+        elif session.state is SessionState.JOINING:
             # Its RESUME did not arrive. It must begin anew, or it would stay connected and without work for ever.
             self.unreachable(peer)
             self._refuse(peer, request, Code.UNKNOWN_SESSION, "RESUME comes before anything else; say HELLO again")
-        elif session.state not in states:
+        else:
             detail = f"{type(message).__name__} in a session that is {session.state.value}"
             self._refuse(peer, request, Code.UNEXPECTED, detail)
-        else:
-            self._handlers[type(message)](session, message, now_ms)
 
     def refuse(self, peer: bytes, code: Code, detail: str) -> None:
         """Answer a frame that could not be read."""
@@ -151,7 +151,8 @@ class Core:
             self._waiters.expire(now_ms)
         if now_ms >= self._next_purge_ms:
             self._next_purge_ms = now_ms + PURGE_EVERY_MS
-            self._purge(now_ms)
+            self._drop_results(now_ms)
+            self._forget_jobs(now_ms)
         self.room.promote(now_ms)
         for row in self.room.expire(now_ms):
             self._notify(row)
@@ -203,8 +204,7 @@ class Core:
             self._refuse(peer, 0, Code.BUSY, f"{limits.SESSIONS_MAX} sessions are open")
             return
         if hello.role is Role.WORKER:
-            name = f"{identity.name}/{hello.instance}" if identity is not None else hello.instance
-            earlier = self.sessions.workers.get(name)
+            earlier = self.sessions.workers.get(full_name(identity, hello.instance))
             if earlier is not None:
                 # The same process after a cut, or a new one in its place: its RESUME says what is left of it.
                 self.leases.orphan(earlier, now_ms + self.settings.resume_grace_ms)
@@ -376,20 +376,24 @@ class Core:
             self.orders.set_queue(session, message, now_ms)
             self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
 
-    def _purge(self, now_ms: int) -> None:
-        """Forget results and jobs whose retention is over, a few at a time: deletes need free pages too."""
+    def _drop_results(self, now_ms: int) -> None:
+        """Drop results whose time is over, a few at a time: deletes need free pages too."""
         for key, job_id in self.book.view.scan(Index.RESULT, b"", b"", PURGE_JOBS):
             row = self.book.row(job_id)
             if int.from_bytes(key[:8], "big") > now_ms:
                 break
             if row is not None and row.result_until_ms > 0:
                 self.book.drop_result(row)
-        left = PURGE_JOBS
+
+    def _forget_jobs(self, now_ms: int) -> None:
+        """Forget ended jobs whose retention is over, or that are more than are kept; a few at a time."""
         live = sum(c.by_state[s] for c in self.book.counts.values() for s in LIVE)
         surplus = self.book.view.totals().rows - live - self.settings.retention_jobs
-        oldest_ms = now_ms if surplus > 0 else max(0, now_ms - self.settings.retention_ms)
-        left = min(left, surplus) if surplus > 0 else left
-        before = oldest_ms.to_bytes(8, "big")
+        if surplus > 0:
+            left, ended_by_ms = min(PURGE_JOBS, surplus), now_ms
+        else:
+            left, ended_by_ms = PURGE_JOBS, max(0, now_ms - self.settings.retention_ms)
+        before = ended_by_ms.to_bytes(8, "big")
         for name in self.book.counts:
             for state in ENDED:
                 prefix = state_prefix(state, name)

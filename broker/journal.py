@@ -69,6 +69,9 @@ class Counts:
     accepted: int = 0
     by_state: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
 
+    def copy(self) -> Counts:
+        return Counts(self.accepted, dict(self.by_state))
+
     def balanced(self) -> bool:
         return self.accepted == sum(self.by_state.values())
 
@@ -165,14 +168,14 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix + b"\xff" * 64
 
 
-def apply_counts(counts: dict[str, Counts], step: Step) -> str | None:
-    """Adjust the counts for one step; the name of the queue that changed. Forgetting a job changes no count."""
+def apply_counts(counts: dict[str, Counts], step: Step) -> None:
+    """Adjust the counts for one step. Forgetting a job changes no count."""
     row = step.after
     if row is None:
         # A joined step from a live state to nothing would not say in which state the job ended.
         assert step.before is not None
         assert step.before.state in ENDED, "only ended jobs are forgotten"
-        return None
+        return
     queue = counts.get(row.queue)
     if queue is None:
         queue = counts[row.queue] = Counts()
@@ -181,7 +184,6 @@ def apply_counts(counts: dict[str, Counts], step: Step) -> str | None:
     else:
         queue.by_state[step.before.state] -= 1
     queue.by_state[row.state] += 1
-    return row.queue
 
 
 class _SortedIndex:
@@ -341,7 +343,7 @@ class MemoryJournal:
         )  # fmt: skip
 
     def counts(self) -> dict[str, Counts]:
-        return {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
+        return {name: counts.copy() for name, counts in self._counts.items()}
 
     def close(self) -> None:
         pass

@@ -90,28 +90,28 @@ class LmdbJournal(LmdbView):
         assert os.getpid() == self._pid, "the journal was carried over a fork"
         self.end_reading()
         begun_ns = time.perf_counter_ns()
-        counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
         while True:
             try:
-                self._write(steps, now_ms, counts, notes or Notes())
+                counts = self._write(steps, now_ms, notes or Notes())
                 break
             except lmdb.MapFullError:
                 # The batch as a whole is tried again in a larger map; it is address space, the disk's own bound is
                 # guarded before a submit is accepted.
-                counts = {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
                 self._env.set_mapsize(self._env.info()["map_size"] * 2)
             except lmdb.Error as error:
                 raise JournalError(f"commit failed: {error}") from error
-        self._counts = counts
+        self._counts.update(counts)
         self._time_ms = max(self._time_ms, now_ms)
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _write(self, steps: Sequence[Step], now_ms: int, counts: dict[str, Counts], notes: Notes) -> None:
+    def _write(self, steps: Sequence[Step], now_ms: int, notes: Notes) -> dict[str, Counts]:
+        """Put a batch on disk; the new counts of the queues it has changed."""
+        touched = {step.after.queue for step in steps if step.after is not None}
+        counts = {name: self._counts[name].copy() for name in touched if name in self._counts}
         tables = self._tables
         seq = self._seq
         last_event = self._last_event
-        touched: set[str] = set()
         with self._env.begin(write=True) as txn:
             put, delete = txn.put, txn.delete
             rows, specs, keyed = tables["row"], tables["spec"], tables["keyed"]
@@ -145,12 +145,9 @@ class LmdbJournal(LmdbView):
                     put(job_id, encode(step.result), db=tables["result"])
                 if drops_result(before, after):
                     delete(job_id, db=tables["result"])
-                queue = apply_counts(counts, step)
-                if queue is not None:
-                    touched.add(queue)
-            for queue in touched:
-                c = counts[queue]
-                row = CountsRow(queue, c.accepted, {int(s): n for s, n in c.by_state.items()})
+                apply_counts(counts, step)
+            for queue, now in counts.items():
+                row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
                 put(key_digest(queue), encode(row), db=tables["counts"])
             for event in notes.events:
                 put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
@@ -162,6 +159,7 @@ class LmdbJournal(LmdbView):
             put(b"time_ms", str(max(now_ms, self._time_ms)).encode(), db=tables["meta"])
         self._seq = seq
         self._last_event = last_event
+        return counts
 
     def forget_events(self, kept_max: int, limit: int) -> None:
         """See Journal. A transaction of its own: it is small, and nothing depends on it."""
@@ -193,7 +191,7 @@ class LmdbJournal(LmdbView):
             del self._commits_us[:1024]
 
     def counts(self) -> dict[str, Counts]:
-        return {name: Counts(c.accepted, dict(c.by_state)) for name, c in self._counts.items()}
+        return {name: counts.copy() for name, counts in self._counts.items()}
 
     @property
     def epoch(self) -> int:

@@ -75,6 +75,11 @@ class Identity:
         return any(fnmatchcase(queue, pattern) for pattern in self.queues)
 
 
+def full_name(identity: Identity | None, instance: str) -> str:
+    """A key's workers have names of their own: no key can claim what another key's worker holds."""
+    return instance if identity is None else f"{identity.name}/{instance}"
+
+
 @dataclass(eq=False, slots=True)
 class Session:
     id: int
@@ -83,7 +88,6 @@ class Session:
     identity: Identity | None
     role: Role
     instance: str
-    incarnation: bytes
     state: SessionState
     since_ms: int
     heard_ms: int
@@ -97,7 +101,6 @@ class Session:
     tags: frozenset[str] = frozenset()
     software: str = ""
     ended: bool = False
-    waiting: int = 0
 
     def free(self, queue: str) -> int:
         """Leases it may still be given in this queue."""
@@ -120,15 +123,12 @@ class Sessions:
     def open(self, peer: bytes, identity: Identity | None, hello: m.Hello, now_ms: int) -> Session:
         self._next += 1
         worker = hello.role is Role.WORKER
-        # A key's workers have names of their own: no key can claim what another key's worker holds.
-        instance = f"{identity.name}/{hello.instance}" if identity is not None else hello.instance
         session = Session(
             id=self._next,
             peer=peer,
             identity=identity,
             role=hello.role,
-            instance=instance,
-            incarnation=hello.incarnation,
+            instance=full_name(identity, hello.instance),
             state=SessionState.JOINING if worker else SessionState.ACTIVE,
             since_ms=now_ms,
             heard_ms=now_ms,
@@ -140,7 +140,7 @@ class Sessions:
         self.by_id[session.id] = session
         self.by_peer[peer] = session
         if worker:
-            self.workers[instance] = session
+            self.workers[session.instance] = session
         return session
 
     def close(self, session: Session) -> None:

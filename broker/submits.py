@@ -28,7 +28,6 @@ class Submits:
             spec = decode_spec(spec_bytes)
         except ValueError as error:
             return _refused(_NO_ID, Code.INVALID, str(error)), None
-        replaced: JobRow | None = None
         spec_digest = digest(spec_bytes)
         known = self._book.row(spec.id)
         if known is not None:
@@ -38,6 +37,7 @@ class Submits:
         refusal = self._refusal(session, spec.queue)
         if refusal is not None:
             return _refused(spec.id, *refusal), None
+        replaced: JobRow | None = None
         if spec.key:
             holder = self._book.key_holder(spec.key)
             if holder is not None:
