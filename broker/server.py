@@ -33,6 +33,7 @@ from zq.config import Config
 from zq.protocol import codec, limits
 from zq.protocol.errors import Code, WireError
 from zq.protocol.messages import BrokerMessage, Refusal
+from zq.protocol.transport import guard
 
 log = logging.getLogger("zq.broker")
 
@@ -79,17 +80,12 @@ class Server:
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        guard(router)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
         router.setsockopt(zmq.SNDHWM, 10_000)
-        router.setsockopt(zmq.RCVHWM, 10_000)
         router.setsockopt(zmq.LINGER, 1000)
         router.setsockopt(zmq.BACKLOG, 1024)
         router.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-        router.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
-        router.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
-        router.setsockopt(zmq.TCP_KEEPALIVE, 1)
         self._access.secure(router)
         try:
             router.bind(address)

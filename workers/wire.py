@@ -15,9 +15,10 @@ import zmq
 
 from zq.config import Config, ConfigError
 from zq.keys import KeyFile, client_key
-from zq.protocol import codec, limits
+from zq.protocol import codec
 from zq.protocol.errors import WireError
 from zq.protocol.messages import BrokerMessage, PeerMessage
+from zq.protocol.transport import dials, use_keys
 from zq.workers.session_io import LinkBroken
 
 LINGER_MS = 1_000
@@ -123,21 +124,10 @@ class Wire:
 
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: str, key: KeyFile | None) -> zmq.Socket[bytes]:
     sock = context.socket(zmq.DEALER)
+    dials(sock, address)
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.SNDHWM, 1_000)
-    sock.setsockopt(zmq.RCVHWM, 10_000)
-    sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
     sock.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
-    sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
-    sock.setsockopt(zmq.RECONNECT_IVL, 100)
-    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    if address.startswith("tcp://["):
-        sock.setsockopt(zmq.IPV6, 1)
     if key is not None:
-        sock.setsockopt(zmq.CURVE_PUBLICKEY, key.public_key)
-        sock.setsockopt(zmq.CURVE_SECRETKEY, key.secret_key)
-        sock.setsockopt(zmq.CURVE_SERVERKEY, key.server_key)
+        use_keys(sock, key.public_key, key.secret_key, key.server_key)
     return sock

@@ -14,9 +14,9 @@ import zmq
 from zq.client.session import ClientSession
 from zq.config import Config
 from zq.exceptions import Invalid
-from zq.protocol import limits
 from zq.protocol.job import valid_name
 from zq.protocol.messages import Role
+from zq.protocol.transport import dials, use_keys
 
 if TYPE_CHECKING:
     from zq.keys import KeyFile
@@ -123,23 +123,12 @@ def open_socket(context: ClientContext, link: Link) -> ClientSocket:
     """
     sock = context.socket(zmq.DEALER)
     try:
+        dials(sock, link.address)
         sock.setsockopt(zmq.IMMEDIATE, 1)
         sock.setsockopt(zmq.LINGER, LINGER_MS)
         sock.setsockopt(zmq.SNDHWM, 0)  # bounded by limits.RESEND_BYTES_MAX in the session
-        sock.setsockopt(zmq.RCVHWM, 10_000)
-        sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
-        sock.setsockopt(zmq.RECONNECT_IVL, 100)
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
-        sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
-        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        if link.address.startswith("tcp://["):
-            sock.setsockopt(zmq.IPV6, 1)
         if link.public_key:
-            sock.setsockopt(zmq.CURVE_PUBLICKEY, link.public_key)
-            sock.setsockopt(zmq.CURVE_SECRETKEY, link.secret_key)
-            sock.setsockopt(zmq.CURVE_SERVERKEY, link.server_key)
+            use_keys(sock, link.public_key, link.secret_key, link.server_key)
         sock.connect(link.address)
     except zmq.ZMQError as error:
         sock.close(linger=0)

@@ -1,0 +1,35 @@
+"""Socket options that belong to the protocol (SPEC.md, section 1), set in one place for the broker and its peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+
+from zq.protocol import limits
+
+
+def guard(sock: zmq.Socket[Any]) -> None:
+    """What every socket of the protocol has: the bound of a frame, and ZMTP heartbeats that find a dead link."""
+    sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+    sock.setsockopt(zmq.RCVHWM, 10_000)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+
+
+def dials(sock: zmq.Socket[Any], address: str) -> None:
+    """`guard`, and what a DEALER that is to connect to `address` has besides."""
+    guard(sock)
+    sock.setsockopt(zmq.RECONNECT_IVL, 100)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+    if address.startswith("tcp://["):
+        sock.setsockopt(zmq.IPV6, 1)
+
+
+def use_keys(sock: zmq.Socket[Any], public_key: bytes, secret_key: bytes, server_key: bytes) -> None:
+    """CURVE for a peer: its own pair and the broker's public key, Z85."""
+    sock.setsockopt(zmq.CURVE_PUBLICKEY, public_key)
+    sock.setsockopt(zmq.CURVE_SECRETKEY, secret_key)
+    sock.setsockopt(zmq.CURVE_SERVERKEY, server_key)
