@@ -74,7 +74,7 @@ class Core:
         self.room = WaitingRoom(self.book)
         self.queues = self.room.queues
         self.sessions = Sessions(epoch)
-        self.leases = Leases(self.book, epoch, settings.result_ttl_ms)
+        self.leases = Leases(self.book, epoch, settings.result_ttl_ms, self.queues.headroom)
         self.submits = Submits(self.book, self.room)
         self.orders = Orders(self.book, self.room, self.leases)
         self.feed = Feed(self.book)
@@ -230,9 +230,7 @@ class Core:
 
     def _beat(self, session: Session, message: m.Beat, now_ms: int) -> None:
         for item in message.usage:
-            lease = session.leases.get(item.token)
-            if lease is not None:
-                lease.usage = item.usage
+            self.leases.used(session, item, now_ms)
         named = set(message.leases)
         for lease in [x for x in session.leases.values() if x.number <= message.dispatches_seen]:
             if lease.token not in named:
@@ -240,13 +238,15 @@ class Core:
         stale = sorted(named - session.leases.keys())
         if stale:
             self._send(session, m.Revoke(session.id, stale, m.RevokeReason.STALE))
-        self._set_credit(session, message.credit)
+        self._set_credit(session, message.credit, message.room)
         self._send(session, m.BeatOk(session.id))
 
     def _credit(self, session: Session, message: m.Credit, now_ms: int) -> None:
-        self._set_credit(session, message.limits)
+        self._set_credit(session, message.limits, message.room)
 
-    def _set_credit(self, session: Session, credit: list[m.QueueSlots]) -> None:
+    def _set_credit(self, session: Session, credit: list[m.QueueSlots], room: m.Room | None) -> None:
+        if room is not None:
+            self.queues.headroom.said(session, room)
         named = {q.queue: q.slots for q in credit if q.queue in session.queues}
         if any(session.limits.get(name) != slots for name, slots in named.items()):
             self.queues.set_credit(session, {**session.limits, **named})
@@ -447,7 +447,7 @@ class Core:
         if row is None:
             self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
         else:
-            self._send(session, why(message.request, row, self.room, now_ms))
+            self._send(session, why(message.request, row, self.room, self.leases.by_token.get(row.token), now_ms))
 
     def _ask_events(self, session: Session, message: m.AskEvents, now_ms: int) -> None:
         answer = self.feed.ask(session, message, now_ms)

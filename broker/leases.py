@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from zq.broker.book import Book
+from zq.broker.headroom import Headroom
 from zq.broker.records import AttemptRow, JobRow, KeptResult
 from zq.broker.retry import backoff_ms
 from zq.broker.sessions import Session
@@ -37,11 +38,15 @@ class Lease:
     """Orphans: when the wait for the worker is over."""
     progress: m.JobProgress | None = None
     usage: m.Usage = _NO_USAGE
+    quiet_ms: int = 0
+    """Since its last sign of life, as its worker last said."""
+    stalled: bool = False
 
 
 class Leases:
-    def __init__(self, book: Book, epoch: int, result_ttl_ms: int) -> None:
+    def __init__(self, book: Book, epoch: int, result_ttl_ms: int, headroom: Headroom) -> None:
         self._book = book
+        self._headroom = headroom
         self._next_token = epoch << 40
         self._result_ttl_ms = result_ttl_ms
         self.by_token: dict[int, Lease] = {}
@@ -52,6 +57,7 @@ class Leases:
         """A job that the journal has as running, at the broker's start."""
         lease = Lease(row.token, row, None, claim_by_ms=claim_by_ms)
         self.by_token[row.token] = lease
+        self._headroom.hold(row, None)
         self._orphans.setdefault(row.worker, {})[row.token] = lease
 
     # ------------------------------------------------------------------------------------------ beginning
@@ -74,6 +80,7 @@ class Leases:
         lease = Lease(after.token, after, None)
         self.by_token[lease.token] = lease
         self._bind(lease, session)
+        self._headroom.hold(after, session)
         return lease
 
     def _bind(self, lease: Lease, session: Session) -> None:
@@ -119,6 +126,7 @@ class Leases:
             if lease is not None and (lease.row.id, lease.row.attempt) == (claim.job_id, claim.attempt):
                 self._unbind(lease)
                 self._bind(lease, session)
+                self._headroom.hold(lease.row, session)
                 lease.number = 0  # the DISPATCH was an earlier session's; the worker has it, so any BEAT must name it
                 held.append(lease)
             else:
@@ -178,6 +186,16 @@ class Leases:
             after = replace(lease.row, cancel_asked=True)
             lease.row = self._book.move(lease.row, after, Cause.CANCEL_ASKED, now_ms, detail=by)
 
+    def used(self, session: Session, item: m.LeaseUsage, now_ms: int) -> None:
+        """A worker's account of a running attempt. That it has stalled is an event; that it wakes again is none."""
+        lease = session.leases.get(item.token)
+        if lease is None:
+            return
+        if item.stalled and not lease.stalled:
+            detail = f"no sign of life for {item.quiet_ms / 1000:g} s"
+            lease.row = self._book.move(lease.row, replace(lease.row), Cause.STALL, now_ms, detail=detail)
+        lease.usage, lease.quiet_ms, lease.stalled = item.usage, item.quiet_ms, item.stalled
+
     def _attempt(self, lease: Lease, outcome: Outcome, error: str, usage: m.Usage, now_ms: int) -> AttemptRow:
         row, last = lease.row, lease.progress
         text = error[: limits.ERROR_CHARS_MAX]
@@ -190,6 +208,7 @@ class Leases:
         self._book.move(lease.row, after, cause, attempt.ended_ms, detail=attempt.error, attempt=attempt, result=result)
         self._unbind(lease)
         del self.by_token[lease.token]
+        self._headroom.release(lease.token)
         return after
 
 

@@ -186,6 +186,10 @@ class Queries:
             hard_limit_ms=row.hard_limit_ms,
             concurrency_key=row.concurrency_key,
             tags=row.tags,
+            disk_bytes=row.disk_bytes,
+            memory_bytes=row.memory_bytes,
+            quiet_ms=lease.quiet_ms if lease is not None else 0,
+            stalled=lease is not None and lease.stalled,
         )
 
     def workers(self, request: int, now_ms: int) -> m.Workers:
@@ -202,6 +206,8 @@ class Queries:
                 connected_ms=max(0, now_ms - s.since_ms),
                 software=s.software,
                 tags=sorted(s.tags),
+                room=self._queues.headroom.left(s),
+                stalled=sum(lease.stalled for lease in s.leases.values()),
             )
             size_bytes += 100 + 4 * (len(s.instance) + sum(map(len, s.queues)) + sum(map(len, s.tags)))
             if size_bytes > limits.PAGE_BYTES:

@@ -1,8 +1,8 @@
 """Queues: what is ready in each, which workers have credit for it, and what bounds it.
 
-Ready jobs stand in lanes, one for each set of tags that jobs require, so that a job nobody can run holds up only its
-like; and in a lane by priority, one window each. Within a priority it is first accepted, first dispatched. Waiting
-counts: every AGEING_MS make up for one step of priority, so low ones move.
+Ready jobs stand in lanes, one for each set of tags that jobs require and for each size of their needs, so that a job
+nobody can run holds up only its like; and in a lane by priority, one window each. Within a priority it is first
+accepted, first dispatched. Waiting counts: every AGEING_MS make up for one step of priority, so low ones move.
 
 Credit belongs to a session and a queue and is an absolute limit: what may be given is the limit less the leases the
 session holds. There is nothing to count up or down that a lost message could falsify.
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from zq.broker.book import Book
+from zq.broker.headroom import Headroom
 from zq.broker.journal import View
-from zq.broker.records import LANE_BYTES, Index, JobRow, lane_of, lane_prefix, queue_prefix, ready_key
+from zq.broker.records import LANE_BYTES, Index, JobRow, lane_of_row, lane_prefix, queue_prefix, ready_key
 from zq.broker.sessions import Session
 from zq.broker.window import Window
 from zq.protocol.job import Cause, State
@@ -39,7 +40,7 @@ class QueueSettings(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Lane:
-    """Ready jobs that require the same tags, by priority."""
+    """Ready jobs that ask the same of a worker, by priority."""
 
     def __init__(self, queue: str, lane: bytes, tags: frozenset[str], view: View) -> None:
         self.tags = tags
@@ -76,8 +77,9 @@ def _loader(view: View, prefix: bytes) -> Callable[[bytes, int], list[tuple[byte
 class Queue:
     """One queue: its ready jobs in lanes, its consumers in turn, its settings."""
 
-    def __init__(self, name: str, book: Book, settings: QueueSettings) -> None:
+    def __init__(self, name: str, book: Book, settings: QueueSettings, headroom: Headroom) -> None:
         self.name = name
+        self._headroom = headroom
         self.settings = settings
         self.next_dispatch_ms = 0.0
         """With a rate limit: when the next job may go."""
@@ -105,7 +107,7 @@ class Queue:
     # ------------------------------------------------------------------------------------------ jobs
 
     def _lane(self, row: JobRow) -> Lane:
-        key = lane_of(row.tags)
+        key = lane_of_row(row)
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(self.name, key, frozenset(row.tags), self._book.view)
@@ -135,7 +137,7 @@ class Queue:
         for lane in self.lanes.values():
             head = lane.head(self._book, now_ms)
             if head is not None and (best is None or head[:2] < best[:2]):
-                session = self.consumer_for(lane.tags)
+                session = self.consumer_for(lane.tags, head[2])
                 if session is not None:
                     best, chosen = head, session
         return (best[2], chosen) if best is not None and chosen is not None else None
@@ -173,12 +175,15 @@ class Queue:
             self._turn.append(session)
             self._in_turn.add(session.id)
 
-    def consumer_for(self, tags: frozenset[str]) -> Session | None:
-        """The first in turn that has credit and the tags."""
+    def consumer_for(self, tags: frozenset[str], row: JobRow) -> Session | None:
+        """The first in turn that has credit, the tags and what the job needs."""
+        needy = bool(row.disk_bytes or row.memory_bytes)
         while self._turn and not (self._turn[0].active and self._turn[0].free(self.name) > 0):
             self._in_turn.discard(self._turn.popleft().id)
         for session in self._turn:
             if tags <= session.tags and session.active and session.free(self.name) > 0:
+                if needy and not self._headroom.fits(session, row):
+                    continue
                 return session
         return None
 
@@ -209,6 +214,7 @@ def settings_fact(queue: str, settings: QueueSettings) -> tuple[str, bytes]:
 class Queues:
     def __init__(self, book: Book) -> None:
         self._book = book
+        self.headroom = Headroom()
         facts = book.view.facts()
         self._settings = {
             name.removeprefix(_FACT): _decode_settings(value) for name, value in facts.items() if name.startswith(_FACT)
@@ -221,7 +227,7 @@ class Queues:
         queue = self.by_name.get(name)
         if queue is None:
             settings = self._settings.get(name, QueueSettings())
-            queue = self.by_name[name] = Queue(name, self._book, settings)
+            queue = self.by_name[name] = Queue(name, self._book, settings, self.headroom)
         return queue
 
     def watch(self, now_ms: int) -> None:

@@ -63,6 +63,9 @@ class JobRow(msgspec.Struct, frozen=True, array_like=True):
     tags: tuple[str, ...] = ()
     result_until_ms: int = 0
     """DONE with a result: how long it is kept; RESULT_DROPPED afterwards."""
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    """What it needs of its worker, both."""
 
     @property
     def attempts_max(self) -> int:
@@ -142,6 +145,8 @@ def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms:
         concurrency_limit=spec.concurrency_limit,
         admitted=not spec.concurrency_key,
         tags=tuple(sorted(set(spec.tags))),
+        disk_bytes=spec.disk_bytes,
+        memory_bytes=spec.memory_bytes,
     )
 
 
@@ -181,9 +186,20 @@ _PREFIXES_REMEMBERED = 16_384
 
 
 @functools.lru_cache(_PREFIXES_REMEMBERED)
-def lane_of(tags: tuple[str, ...]) -> bytes:
-    """Jobs that require the same tags stand in one lane: a job nobody can run then holds up only its like."""
-    return _NO_TAGS if not tags else hashlib.blake2b("\0".join(tags).encode(), digest_size=LANE_BYTES).digest()
+def lane_of(tags: tuple[str, ...], disk_bits: int = 0, memory_bits: int = 0) -> bytes:
+    """Jobs that ask the same of a worker stand in one lane: a job nobody can run then holds up only its like. What
+    they need of disk and memory is alike if it has as many binary digits.
+    """
+    if not (tags or disk_bits or memory_bits):
+        return _NO_TAGS
+    asked = "\0".join(tags)
+    if disk_bits or memory_bits:
+        asked += f"\0\0{disk_bits} {memory_bits}"
+    return hashlib.blake2b(asked.encode(), digest_size=LANE_BYTES).digest()
+
+
+def lane_of_row(row: JobRow) -> bytes:
+    return lane_of(row.tags, row.disk_bytes.bit_length(), row.memory_bytes.bit_length())
 
 
 def lane_prefix(queue: str, lane: bytes, priority: int) -> bytes:
@@ -191,12 +207,13 @@ def lane_prefix(queue: str, lane: bytes, priority: int) -> bytes:
 
 
 @functools.lru_cache(_PREFIXES_REMEMBERED)
-def _ready_prefix(queue: str, tags: tuple[str, ...], priority: int) -> bytes:
-    return lane_prefix(queue, lane_of(tags), priority)
+def _ready_prefix(queue: str, tags: tuple[str, ...], disk_bits: int, memory_bits: int, priority: int) -> bytes:
+    return lane_prefix(queue, lane_of(tags, disk_bits, memory_bits), priority)
 
 
 def ready_key(row: JobRow) -> bytes:
-    return _ready_prefix(row.queue, row.tags, row.priority) + _u64(row.seq)
+    disk_bits, memory_bits = row.disk_bytes.bit_length(), row.memory_bytes.bit_length()
+    return _ready_prefix(row.queue, row.tags, disk_bits, memory_bits, row.priority) + _u64(row.seq)
 
 
 def _parked_key(row: JobRow) -> bytes:

@@ -100,6 +100,8 @@ class Session:
     tasks: int = 0
     tags: frozenset[str] = frozenset()
     software: str = ""
+    room: m.Room | None = None
+    """What it said of its machine; see `headroom`."""
     ended: bool = False
 
     def free(self, queue: str) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zq.protocol.messages as m
+from zq.broker.headroom import Headroom
+from zq.broker.leases import Lease
 from zq.broker.queues import Queue
 from zq.broker.records import JobRow
+from zq.broker.sessions import Session
 from zq.broker.waiting import WaitingRoom
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import WhyReason
@@ -12,16 +15,19 @@ from zq.protocol.messages import WhyReason
 _HOLDERS_MAX = 16
 
 
-def why(request: int, row: JobRow, room: WaitingRoom, now_ms: int) -> m.Why:
-    reason, text, holders, wait_ms = _why(row, room, now_ms)
+def why(request: int, row: JobRow, room: WaitingRoom, lease: Lease | None, now_ms: int) -> m.Why:
+    """`lease`: the job's, if it runs."""
+    reason, text, holders, wait_ms = _why(row, room, lease, now_ms)
     return m.Why(request, reason, text, holders, wait_ms)
 
 
-def _why(row: JobRow, room: WaitingRoom, now_ms: int) -> tuple[WhyReason, str, list[bytes], int]:
+def _why(
+    row: JobRow, room: WaitingRoom, lease: Lease | None, now_ms: int
+) -> tuple[WhyReason, str, list[bytes], int]:
     queue = room.queues.get(row.queue)
     settings = queue.settings
     if row.state is State.RUNNING:
-        return WhyReason.NOT_WAITING, f"it runs on {row.worker}, attempt {row.attempt}", [], 0
+        return WhyReason.NOT_WAITING, _runs(row, lease), [], 0
     if row.state is State.SCHEDULED:
         after = f" after attempt {row.attempt}: {row.error[:200]}" if row.attempt else ""
         return WhyReason.NOT_DUE, f"it is not due yet{after}", [], max(0, row.due_ms - now_ms)
@@ -36,18 +42,33 @@ def _why(row: JobRow, room: WaitingRoom, now_ms: int) -> tuple[WhyReason, str, l
         return WhyReason.CONCURRENCY, text[:500], holders, 0
     if not queue.consumers:
         return WhyReason.NO_CONSUMER, f"no worker serves queue '{row.queue}'", [], 0
-    if not any(consumer.tags.issuperset(row.tags) for consumer in queue.consumers.values()):
+    if not _able(row, queue):
         return WhyReason.TAGS, f"no worker of the queue has the tags {', '.join(row.tags)}", [], 0
+    if lack := room.queues.headroom.lack(row, _able(row, queue)):
+        return WhyReason.HEADROOM, lack, [], 0
     if settings.running_max and queue.running >= settings.running_max:
         return WhyReason.RUNNING_MAX, f"{queue.running} of the queue run, the most that may at once", [], 0
     if settings.rate_per_s and queue.next_dispatch_ms > now_ms:
         wait_ms = int(queue.next_dispatch_ms - now_ms) + 1
         return WhyReason.RATE, f"at most {settings.rate_per_s:g} jobs a second are dispatched", [], wait_ms
-    return _no_credit_or_behind(row, queue, now_ms)
+    return _no_credit_or_behind(row, queue, room.queues.headroom, now_ms)
 
 
-def _no_credit_or_behind(row: JobRow, queue: Queue, now_ms: int) -> tuple[WhyReason, str, list[bytes], int]:
-    able = [c for c in queue.consumers.values() if c.tags.issuperset(row.tags)]
+def _runs(row: JobRow, lease: Lease | None) -> str:
+    text = f"it runs on {row.worker}, attempt {row.attempt}"
+    if lease is not None and lease.stalled:
+        text += f"; it has stalled: no sign of life for {lease.quiet_ms // 1000} s"
+    return text
+
+
+def _able(row: JobRow, queue: Queue) -> list[Session]:
+    return [consumer for consumer in queue.consumers.values() if consumer.tags.issuperset(row.tags)]
+
+
+def _no_credit_or_behind(
+    row: JobRow, queue: Queue, headroom: Headroom, now_ms: int
+) -> tuple[WhyReason, str, list[bytes], int]:
+    able = [c for c in _able(row, queue) if headroom.fits(c, row)]
     if all(consumer.free(queue.name) <= 0 for consumer in able):
         leases = [lease for c in able for lease in c.leases.values() if lease.row.queue == queue.name]
         longest = min(leases, key=lambda lease: lease.row.started_ms, default=None)

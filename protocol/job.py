@@ -86,6 +86,8 @@ class Cause(IntEnum):
     """A waiting job's time is changed by a newer submit with its key."""
     REPLACE = 14
     """Cancelled because a newer job took its key."""
+    STALL = 15
+    """A running job shows no sign of life; the state stays."""
     QUEUE_UNSERVED = 20
     """Of a queue: jobs wait in it and no worker serves it."""
     QUEUE_SERVED = 21
@@ -112,6 +114,7 @@ TRANSITIONS: dict[tuple[State | None, Cause], frozenset[State]] = {
     (State.RUNNING, Cause.HAND_BACK): frozenset({State.READY}),
     (State.RUNNING, Cause.CANCEL): frozenset({State.CANCELLED}),
     (State.RUNNING, Cause.CANCEL_ASKED): frozenset({State.RUNNING}),
+    (State.RUNNING, Cause.STALL): frozenset({State.RUNNING}),
     (State.SCHEDULED, Cause.RESCHEDULE): frozenset({State.SCHEDULED, State.READY}),
     (State.READY, Cause.RESCHEDULE): frozenset({State.SCHEDULED, State.READY}),
     (State.SCHEDULED, Cause.REPLACE): frozenset({State.CANCELLED}),
@@ -161,6 +164,7 @@ class KeyPolicy(IntEnum):
     """A job that still waits takes over this one's time; a running one is as for REFUSE."""
 
 
+Bytes = Annotated[int, Meta(ge=0, le=limits.NEED_BYTES_MAX)]
 Tag = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
 
 
@@ -195,6 +199,14 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True):
     concurrency_limit: Annotated[int, Meta(ge=1, le=limits.CREDIT_MAX)] = 1
     tags: Annotated[tuple[Tag, ...], Meta(max_length=limits.TAGS_MAX)] = ()
     """Only a worker that has all these tags may run the job."""
+    disk_bytes: Bytes = 0
+    """What it will write: only a worker with so much disk left may run it."""
+    memory_bytes: Bytes = 0
+    """What its processes will occupy: only a worker with so much memory left may run it."""
+    memory_limit_bytes: Bytes = 0
+    """Its process tree is ended when it is larger; 0 means no limit but the worker's own, which always holds."""
+    stall_after_ms: DurationMs = 0
+    """After so long without a sign of life it is stalled, and gets its soft limit; 0 means never."""
 
 
 @functools.lru_cache(maxsize=4096)

@@ -31,6 +31,9 @@ TAG_CHARS_MAX = 64
 TAGS_MAX = 8
 """Tags that a job requires."""
 WORKER_TAGS_MAX = 32
+NEED_BYTES_MAX = 1 << 53
+"""Disk or memory that a job may ask for, or a worker say it has."""
+DISK_NAME_CHARS_MAX = 128
 EVENTS_KEPT_MAX = 1_000_000
 """Events in the journal; older ones are forgotten, and with them the older part of jobs' histories."""
 HISTORY_EVENTS_MAX = 200

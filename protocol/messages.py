@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from zq.protocol import limits
 from zq.protocol.errors import Code
-from zq.protocol.job import Cause, DurationMs, Name, Outcome, State, Tag
+from zq.protocol.job import Bytes, Cause, DurationMs, Name, Outcome, State, Tag
 
 PROTOCOL_VERSION = 1
 
@@ -93,6 +93,23 @@ class LeaseUsage(Part, frozen=True):
     token: Token
     usage: Usage
     running_ms: DurationMs
+    quiet_ms: DurationMs = 0
+    """Since its last sign of life."""
+    stalled: bool = False
+    """It has been quiet for longer than its task allows."""
+
+
+class Room(Part, frozen=True):
+    """What a worker's machine has for jobs that say what they need: what is free, and what such jobs of this worker
+    have used of their needs already. So it does not fall as they grow, and what is left is this less all their needs.
+    """
+
+    disk_bytes: Bytes
+    memory_bytes: Bytes
+    disk: Annotated[str, Meta(max_length=limits.DISK_NAME_CHARS_MAX)] = ""
+    """Name of the disk: workers that say the same share it. Empty: its own."""
+    machine: Annotated[str, Meta(max_length=limits.DISK_NAME_CHARS_MAX)] = ""
+    """Likewise of whose memory it is."""
 
 
 # ---------------------------------------------------------------------------------------------- from a peer
@@ -135,6 +152,7 @@ class Beat(FromPeer, frozen=True, tag=3):
     usage: Annotated[list[LeaseUsage], Items] = []
     credit: Annotated[list[QueueSlots], Meta(max_length=limits.QUEUES_PER_WORKER_MAX)] = []
     """As in CREDIT, which says it sooner: a limit that was lost on its way is put right by the next BEAT."""
+    room: Room | None = None
 
 
 class Submit(FromPeer, frozen=True, tag=4):
@@ -149,6 +167,8 @@ class Credit(FromPeer, frozen=True, tag=5):
 
     session: SessionId
     limits: Annotated[list[QueueSlots], Meta(max_length=limits.QUEUES_PER_WORKER_MAX)]
+    room: Room | None = None
+    """None: as it said before; of a worker that never says it, any job is taken to fit."""
 
 
 class Ack(FromPeer, frozen=True, tag=6):
@@ -442,6 +462,12 @@ class JobInfo(Part, frozen=True):
     hard_limit_ms: DurationMs = 0
     concurrency_key: Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)] = ""
     tags: tuple[Tag, ...] = ()
+    disk_bytes: Bytes = 0
+    """What it needs, as in its JobSpec; so is memory_bytes."""
+    memory_bytes: Bytes = 0
+    quiet_ms: DurationMs = 0
+    """RUNNING: since its last sign of life, as its worker last said."""
+    stalled: bool = False
 
 
 class Jobs(FromBroker, frozen=True, tag=111):
@@ -506,6 +532,10 @@ class WorkerInfo(Part, frozen=True):
     connected_ms: DurationMs
     software: Text
     tags: list[Tag] = []
+    room: Room | None = None
+    """What is left for further jobs that say what they need; None if the worker does not say."""
+    stalled: Number = 0
+    """Of `running`: those that show no sign of life."""
 
 
 class Workers(FromBroker, frozen=True, tag=113):
@@ -555,6 +585,8 @@ class WhyReason(StrEnum):
     NO_CONSUMER = "no_consumer"
     TAGS = "tags"
     """No worker of the queue has the tags it requires."""
+    HEADROOM = "headroom"
+    """No such worker has as much disk or memory left as it needs."""
     RUNNING_MAX = "running_max"
     RATE = "rate"
     NO_CREDIT = "no_credit"
