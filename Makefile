@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Newer than pyproject.toml and constraints.txt: nothing has to be installed.
 INSTALLED := $(VENV)/installed
+# The tests run in so many processes; 0: in one, so that a debugger can be used.
+TEST_PROCESSES ?= $(shell count=$$(nproc 2>/dev/null || echo 2); test $$count -le 4 || count=4; echo $$count)
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long up down bench lint clean
@@ -13,7 +16,7 @@ INSTALLED := $(VENV)/installed
 help:
 	@echo 'make demo       an exam from heartbeat to merged video, on this machine, in about two minutes'
 	@echo 'make up         start the system and leave it running; make down stops it'
-	@echo 'make test       all tests; make test-long: also the long ones'
+	@echo 'make test       all tests; make test-long: also the long ones; TEST_PROCESSES=4: in so many processes'
 	@echo 'make lint       ruff, mypy and the layers'
 	@echo 'make bench      the benchmarks'
 
@@ -21,10 +24,12 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not long'
+	@$(BIN)/python tests/servers/programs.py
+	$(PYTEST) -m 'not long'
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest
+	@$(BIN)/python tests/servers/programs.py
+	$(PYTEST)
 
 up: $(INSTALLED)
 	@$(BIN)/zq up

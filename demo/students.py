@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -48,7 +49,6 @@ class Student:
         self._silent = threading.Event()
         self._heart = threading.Thread(target=self._beat, name=f"heart of {student_id}", daemon=True)
         self.heartbeats = 0
-        self.heartbeats_failed = 0
 
     def log_in(self) -> None:
         self._api.call("POST", f"{self._path}/login", {"name": self.name})
@@ -56,11 +56,9 @@ class Student:
 
     def _beat(self) -> None:
         while not self._silent.wait(HEARTBEAT_S):
-            try:
+            with contextlib.suppress(Deviation, OSError, http.client.HTTPException):
                 self._api.call("POST", f"{self._path}/heartbeat")
                 self.heartbeats += 1
-            except (Deviation, OSError, http.client.HTTPException):
-                self.heartbeats_failed += 1
 
     def fall_silent(self) -> None:
         self._silent.set()

@@ -1,10 +1,9 @@
-"""Fixtures for every test: a real broker process on a port of its own."""
+"""Fixtures for every test: a real broker process on a port of its own; real servers in tests/servers/."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from zq.client.sync import Client
 from zq.config import BrokerSection, ClientSection, Config
 
@@ -20,11 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+pytest_plugins = ["tests.servers.fixtures"]
 
 
 class LiveBroker:

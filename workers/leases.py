@@ -230,10 +230,6 @@ class LeaseBook:
     def oldest_sent_ms(self) -> int | None:
         return next((lease.sent_ms for lease in self._sent.values()), None)
 
-    @property
-    def has_unsent(self) -> bool:
-        return bool(self._unsent)
-
 
 def _size_bytes(lease: HeldLease) -> int:
     return size_bytes(lease.result) if lease.result is not None else 0

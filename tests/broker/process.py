@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,18 +13,13 @@ from typing import Any
 import zmq
 
 import zq.protocol.messages as m
+from tests.ports import free_port
 from zq.keys import KeyFile
 from zq.protocol import codec
 from zq.protocol.job import JobSpec, encode_spec, job_id_from
 from zq.protocol.messages import BrokerMessage, PeerMessage, Role
 
 DEADLINE_MS = 20_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.conftest import LiveBroker, free_port
+from tests.conftest import LiveBroker
+from tests.ports import free_port
 from zq import Client, cli, cli_jobs, cli_text
 from zq.cli_config import to_toml
 from zq.cli_queues import audit_row
@@ -20,15 +21,6 @@ from zq.config import ClientSection, Config, QueueSection, ScheduleSection, load
 from zq.exceptions import Invalid
 from zq.protocol.job import format_id, new_job_id
 from zq.protocol.messages import QueueInfo
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No ZQ_ variable from outside; the one that --config sets is taken away again."""
-    for name in [name for name in os.environ if name.startswith("ZQ_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("ZQ_CONFIG", "")
-    monkeypatch.chdir(tmp_path)
 
 
 def zq(*words: str, broker: str | None = None) -> Result:

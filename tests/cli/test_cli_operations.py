@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ from zq import Client, JobRequest, cli, cli_dead
 from zq.client.link import ClientContext, open_socket
 from zq.protocol import codec, messages
 from zq.protocol.job import Outcome, State
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("ZQ_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("ZQ_CONFIG", "")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

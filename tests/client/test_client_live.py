@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import LiveBroker, free_port
+from tests.conftest import LiveBroker
+from tests.ports import free_port
 from zq import AsyncClient, Client, JobRequest
 from zq.client import sync
 from zq.config import ClientSection, Config

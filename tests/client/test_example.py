@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import LiveBroker
 
@@ -69,7 +66,6 @@ ticker.kill()
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="gevent is not installed: pip install gevent")
 def test_greenlets_run_while_one_waits(live_broker: LiveBroker) -> None:
     words = [sys.executable, "-W", "error::ResourceWarning", "-c", GREENLETS]
     ran = subprocess.run(words, capture_output=True, env=environment(live_broker), timeout=60, check=False)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.ports import free_port
 from zq.client.sync import Client
 from zq.config import Config, load
 from zq.supervision import Supervisor
@@ -39,14 +40,6 @@ def nap():
 """
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 def wait_for(look: Callable[[], T | None], timeout_s: float = 30.0) -> T:
     until_s = time.monotonic() + timeout_s
     while (found := look()) is None:
@@ -60,7 +53,7 @@ class System:
 
     def __init__(self, folder: Path, more: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        broker, web = free_ports(2)
+        broker, web = free_port(), free_port()
         self.file = folder / "zq.toml"
         self.file.write_text(
             f'data_dir = "数据"\n[broker]\nbind = "tcp://127.0.0.1:{broker}"\n'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import zmq
 from click.testing import CliRunner
 
+from tests.ports import free_port
 from zq.client.sync import Client
 from zq.monitor.__main__ import EXIT_UNAVAILABLE, main
 from zq.protocol import codec
@@ -24,12 +24,6 @@ from zq.protocol.job import Outcome, State
 
 T = TypeVar("T")
 DEADLINE_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from tests.ports import free_port
 from zq import config as configuration
 from zq.config import Config
 from zq.web import auth
@@ -25,13 +26,6 @@ from zq.web.services import Services
 
 T = TypeVar("T")
 START_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_config(folder: Path, broker_port: int, web: str = "", client: str = "timeout_s = 20") -> Path:

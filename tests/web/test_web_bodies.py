@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.web.conftest import Api, free_port, load, write_config
+from tests.ports import free_port
+from tests.web.conftest import Api, load, write_config
 from zq.exams.errors import ExamErrorCode
 from zq.protocol.errors import Code
 from zq.web.bodies import DEPTH_MAX, decode

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.conftest import Process, free_port, write_config
+from tests.ports import free_port
+from tests.web.conftest import Process, write_config
 from zq.config import EXIT_CONFIG
 from zq.web import server
 from zq.web.connection import LINGER_S

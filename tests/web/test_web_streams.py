@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import Api, Process, free_port, problem, write_config
+from tests.ports import free_port
+from tests.web.conftest import Api, Process, problem, write_config
 from tests.web.hands import hands
 from zq.web import auth, event_feed, streams
 

@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
 from zq.workers.sweep import MARKER, Marker, own_marker
 
 HERE = Path(__file__).parent
+INSTANCE = f"测试-{uuid.uuid4().hex[:12]}"
+"""A worker's name that no other run of the tests on this machine has: whoever sweeps ends what carries its name."""
 DEADLINE_S = 20.0
 E = TypeVar("E")
 _generations = itertools.count(1)
@@ -74,7 +77,7 @@ class Driver:
     """One keeper. Use as a context manager: on leaving, nothing of it is left."""
 
     def __init__(self, modules: Sequence[str] = ("slot_tasks",), *, slots: int = 1) -> None:
-        self.marker = own_marker("测试", next(_generations))
+        self.marker = own_marker(f"{INSTANCE}-d", next(_generations))
         self.events: list[slots_event] = []
         self._seqs = itertools.count(1)
         self._slots_wanted = slots

@@ -17,7 +17,7 @@ import imageio_ffmpeg
 import psutil
 import pytest
 
-from tests.workers.slot_driver import HERE, PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
+from tests.workers.slot_driver import HERE, INSTANCE, PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
 from zq.workers import slots
 from zq.workers.sweep import MARKER, parse_marker, sweep_dead
 
@@ -159,7 +159,7 @@ class Worker:
 
     def __init__(self, folder: Path, task: str, args: list[Any]) -> None:
         self.process = subprocess.Popen(
-            [PYTHON, str(HERE / "slot_parent.py"), "w", str(folder), task, json.dumps(args)],
+            [PYTHON, str(HERE / "slot_parent.py"), INSTANCE, str(folder), task, json.dumps(args)],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         )
@@ -247,10 +247,10 @@ def test_worker_and_keeper_killed_together_is_swept_by_the_next(tmp_path: Path) 
         wait_gone(worker.said["slots"], 1.0)  # by their parent-death signal; the forks live on
         left = worker.carriers()
         assert len(left) == 10
-        assert sweep_dead("another") == []
-        assert sorted(sweep_dead("w")) == sorted(left)
+        assert sweep_dead(f"{INSTANCE}2") == []
+        assert sorted(sweep_dead(INSTANCE)) == sorted(left)
         wait_gone(worker.pids, 1.0)
-        assert sweep_dead("w") == []
+        assert sweep_dead(INSTANCE) == []
     finally:
         worker.close()
 
@@ -264,24 +264,24 @@ def test_sweep_leaves_the_living_and_strangers_alone(driver: Driver) -> None:
     assert marker == driver.marker
     strangers = [
         "",
-        "w",
-        f"w/1/1/{driver.marker.pid_namespace}",
-        "w/1/x/1/1",
-        "w/4194304/1/1/1",  # another pid namespace
-        driver.marker._replace(instance="w").format(),  # its owner, this process, lives
+        INSTANCE,
+        f"{INSTANCE}/1/1/{driver.marker.pid_namespace}",
+        f"{INSTANCE}/1/x/1/1",
+        f"{INSTANCE}/4194304/1/1/1",  # another pid namespace
+        driver.marker._replace(instance=INSTANCE).format(),  # its owner, this process, lives
     ]
     processes = [subprocess.Popen(["sleep", "600"], env={**os.environ, MARKER: text}) for text in strangers]
     reused = driver.marker.owner._replace(started_ticks=driver.marker.owner.started_ticks - 1)
     dead = subprocess.Popen(
-        ["sleep", "600"], env={**os.environ, MARKER: driver.marker._replace(instance="w", owner=reused).format()}
+        ["sleep", "600"], env={**os.environ, MARKER: driver.marker._replace(instance=INSTANCE, owner=reused).format()}
     )
     try:
         for process in (*processes, dead):
             wait_for(partial(_is_sleep, process.pid))
-        assert sweep_dead("w") == [dead.pid]  # our pid, but another start: that owner is dead
+        assert sweep_dead(INSTANCE) == [dead.pid]  # our pid, but another start: that owner is dead
         assert dead.wait(5) == -signal.SIGKILL
         assert [process.poll() for process in processes] == [None] * len(strangers)
-        assert sweep_dead("测试") == []
+        assert sweep_dead(driver.marker.instance) == []
         assert driver.value("echo") == [[], {}]
     finally:
         for process in (*processes, dead):
