@@ -17,7 +17,7 @@ from zq.client import answers
 from zq.client.requests import JobRequest, encode
 from zq.exceptions import Conflict, Invalid, Refused, Unavailable
 from zq.protocol import limits
-from zq.protocol.job import State, format_id, job_id_from, new_job_id
+from zq.protocol.job import Bytes, State, format_id, job_id_from, new_job_id
 from zq.protocol.messages import Receipt, ReceiptStatus
 from zq.web import problems, views
 from zq.web.answers import json_response
@@ -63,6 +63,13 @@ class JobSubmission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     concurrency_limit: Annotated[int, Meta(ge=1, le=limits.CREDIT_MAX)] = 1
     tags: Annotated[list[_Tag], Meta(max_length=limits.TAGS_MAX)] = []
     """Only a worker that has all of these may run it."""
+    disk_bytes: Bytes = 0
+    """Only a worker that has so much disk left may run it; likewise memory_bytes."""
+    memory_bytes: Bytes = 0
+    memory_limit_bytes: Bytes = 0
+    """Its processes are ended when they take more; 0: no limit but the worker's own."""
+    stall_after_s: _Duration | None = None
+    """Without a sign of life for so long it gets its soft limit; 0: never, null: as the configuration says."""
 
 
 class JobBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,6 +198,10 @@ def request_of(body: JobSubmission, job_id: bytes) -> JobRequest:
         concurrency_key=body.concurrency_key,
         concurrency_limit=body.concurrency_limit,
         tags=body.tags,
+        disk_bytes=body.disk_bytes,
+        memory_bytes=body.memory_bytes,
+        memory_limit_bytes=body.memory_limit_bytes,
+        stall_after_s=body.stall_after_s,
     )
 
 

@@ -39,6 +39,8 @@ class UsageView(View, frozen=True):
     peak_rss_bytes: int
     read_bytes: int
     write_bytes: int
+    processes: int
+    """How many were seen."""
 
 
 class ProgressView(View, frozen=True):
@@ -73,6 +75,13 @@ class JobRow(View, frozen=True):
     attempts_max: int
     concurrency_key: str
     tags: list[str]
+    disk_bytes: int
+    """What it needs of its worker; so is memory_bytes."""
+    memory_bytes: int
+    stalled: bool
+    """It runs, and shows no sign of life."""
+    quiet_s: float
+    """Since its last sign of life, while it runs."""
     accepted_at: str | None
     due_at: str | None
     started_at: str | None
@@ -176,6 +185,11 @@ class SlotsView(View, frozen=True):
     slots: int
 
 
+class RoomView(View, frozen=True):
+    disk_bytes: int
+    memory_bytes: int
+
+
 class WorkerView(View, frozen=True):
     name: str
     role: str
@@ -185,6 +199,10 @@ class WorkerView(View, frozen=True):
     connected_s: float
     software: str
     tags: list[str]
+    stalled: int
+    """Of `running`: those that show no sign of life."""
+    room: RoomView | None
+    """What it has left for jobs that say what they need; null if it does not say."""
 
 
 class WorkerList(View, frozen=True):
@@ -213,6 +231,7 @@ def usage_view(usage: Usage) -> UsageView:
         peak_rss_bytes=usage.peak_rss_bytes,
         read_bytes=usage.read_bytes,
         write_bytes=usage.write_bytes,
+        processes=usage.processes,
     )
 
 
@@ -233,6 +252,10 @@ def job_row(job: JobInfo) -> JobRow:
         key=job.key,
         concurrency_key=job.concurrency_key,
         tags=list(job.tags),
+        disk_bytes=job.disk_bytes,
+        memory_bytes=job.memory_bytes,
+        stalled=job.stalled,
+        quiet_s=job.quiet_ms / 1000,
         attempt=job.attempt,
         attempts_max=job.attempts_max,
         accepted_at=when(job.accepted_ms),
@@ -353,6 +376,10 @@ def worker_view(worker: WorkerInfo) -> WorkerView:
         connected_s=worker.connected_ms / 1000,
         software=worker.software,
         tags=list(worker.tags),
+        stalled=worker.stalled,
+        room=RoomView(disk_bytes=worker.room.disk_bytes, memory_bytes=worker.room.memory_bytes)
+        if worker.room is not None
+        else None,
     )
 
 

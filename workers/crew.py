@@ -24,6 +24,8 @@ RETRY_S: Final = 1.0
 """Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
 RETRY_S_MAX: Final = 30.0
 _USEFUL_S: Final = 10.0
+LARGE_SAMPLE_S: Final = 0.1
+"""A tree that has half of the memory it may have is looked at so often: memory goes fast."""
 _OUTCOMES: Final[Mapping[SlotOutcome, Outcome | None]] = {
     SlotOutcome.DONE: Outcome.DONE,
     SlotOutcome.FAILED: Outcome.FAILED,
@@ -41,15 +43,16 @@ class _Attempt:
     """One job in one slot."""
 
     __slots__ = (
-        "cpu_zero_s", "hard_s", "overrun", "sample", "sampler", "seq", "soft_s", "soft_told", "started_s", "token",
+        "cpu_zero_s", "heard_s", "limits", "overrun", "sample", "sampler", "seq", "soft_told", "started_s", "token",
     )  # fmt: skip
 
-    def __init__(self, token: int, seq: int, spec: JobSpec) -> None:
+    def __init__(self, token: int, seq: int, limits: Limits) -> None:
         self.token = token
         self.seq = seq
-        self.soft_s = spec.soft_limit_ms / 1000
-        self.hard_s = spec.hard_limit_ms / 1000
+        self.limits = limits
         self.started_s = 0.0
+        self.heard_s = 0.0
+        """When the task last reported progress."""
         self.cpu_zero_s = 0.0
         self.sampler: TreeSampler | None = None
         """Made with the first sample: most jobs end before."""
@@ -65,9 +68,11 @@ class _Attempt:
         """When to look again: after `sample_s`, or when a limit passes."""
         due_s = sampled_s + sample_s
         if not self.soft_told:
-            due_s = min(due_s, max(sampled_s, self.started_s + self.soft_s))
+            due_s = min(due_s, max(sampled_s, self.started_s + self.limits.soft_s))
         if not self.overrun:
-            due_s = min(due_s, max(sampled_s, self.started_s + self.hard_s))
+            due_s = min(due_s, max(sampled_s, self.started_s + self.limits.hard_s))
+        if self.sample is not None and 2 * self.sample.rss_bytes > self.limits.memory_bytes > 0:
+            due_s = min(due_s, sampled_s + LARGE_SAMPLE_S)
         return due_s
 
 
@@ -192,11 +197,17 @@ class Crew:
                 kill_grace_s=self._section.kill_grace_s,
             )
         )
-        attempt = _Attempt(effect.token, self._seqs, spec)
+        attempt = _Attempt(effect.token, self._seqs, self._limits(spec))
         place.attempts.append(attempt)
         if len(place.attempts) == 1:
             self._begin(place, attempt, now_s)
         return None
+
+    def _limits(self, spec: JobSpec) -> Limits:
+        """The job's own, and of two limits of memory the lower."""
+        bounds = [bound for bound in (spec.memory_limit_bytes, self._memory_bytes) if bound]
+        stall_s = spec.stall_after_ms / 1000
+        return Limits(spec.soft_limit_ms / 1000, spec.hard_limit_ms / 1000, min(bounds, default=0), stall_s)
 
     def _begin(self, place: _Place, attempt: _Attempt, now_s: float) -> None:
         attempt.start(place.slot.pid, now_s)
@@ -275,6 +286,7 @@ class Crew:
                 place = self._places[slot]
                 return [item for result in results for item in self._finished(place, result, now_s)]
             case slots.Progressed(slot, progress):
+                self._alive(slot, progress.seq, now_s)
                 return self._of_attempt(
                     slot,
                     progress.seq,
@@ -287,6 +299,11 @@ class Crew:
             case slots.KeeperEnded(status, strays):
                 self._keeper_ended(status, strays, now_s)
                 return []
+
+    def _alive(self, slot: Slot, seq: int, now_s: float) -> None:
+        attempt = self._places[slot].attempt
+        if attempt is not None and attempt.seq == seq:
+            attempt.heard_s = now_s
 
     def _of_attempt(self, slot: Slot, seq: int, make: Callable[[int], io.Event]) -> list[io.Event]:
         attempt = self._places[slot].attempt
@@ -364,14 +381,22 @@ class Crew:
     def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
         if attempt.sampler is None:
             attempt.sampler = TreeSampler(place.slot.pid, attempt.started_s, attempt.cpu_zero_s)
-        limits = Limits(attempt.soft_s, attempt.hard_s, self._memory_bytes)
-        attempt.sample = sample = attempt.sampler.sample()
-        events: list[io.Event] = [io.Sampled(attempt.token, attempt_usage(None, sample))]
+        sampler, limits = attempt.sampler, attempt.limits
+        if attempt.heard_s:
+            sampler.alive(attempt.heard_s)
+            attempt.heard_s = 0.0
+        attempt.sample = sample = sampler.sample(now_s)
+        events: list[io.Event] = []
         match verdict(sample, limits, now_s):
             case Verdict.SOFT:
-                place.slot.soft_limit(f"over the soft limit of {limits.soft_s:g} s")
-                attempt.sampler.told_soft()
-                attempt.soft_told = True
+                self._tell_soft(place, attempt, f"over the soft limit of {limits.soft_s:g} s")
+            case Verdict.STALLED:
+                sampler.told_stall(now_s)
+                self._tell_soft(place, attempt, f"stalled: no sign of life for {limits.stall_s:g} s")
+            case Verdict.STUCK if not attempt.overrun:
+                attempt.overrun = True
+                still = f"no sign of life for {now_s - sample.alive_s:.0f} s, and none after its soft limit"
+                events.append(io.Overrun(attempt.token, f"stalled: {still}"))
             case Verdict.HARD if not attempt.overrun:
                 attempt.overrun = True
                 events.append(io.Overrun(attempt.token, f"over the hard limit of {limits.hard_s:g} s"))
@@ -382,5 +407,21 @@ class Crew:
                 events.append(io.Overrun(attempt.token, error))
             case _:
                 pass
+        events.insert(0, _sampled(attempt, sample, now_s))
         place.look_s = attempt.due_s(self._section.sample_s, now_s)
         return events
+
+    def _tell_soft(self, place: _Place, attempt: _Attempt, reason: str) -> None:
+        """Once: a task that has been told why it should stop is not told again."""
+        if not attempt.soft_told:
+            attempt.soft_told = True
+            place.slot.soft_limit(reason)
+            if attempt.sampler is not None:
+                attempt.sampler.told_soft()
+
+
+def _sampled(attempt: _Attempt, sample: Sample, now_s: float) -> io.Sampled:
+    quiet_s = max(0.0, now_s - sample.alive_s)
+    stall_s = attempt.limits.stall_s
+    stalled = bool(stall_s) and quiet_s >= stall_s
+    return io.Sampled(attempt.token, attempt_usage(None, sample), sample.rss_bytes, round(1000 * quiet_s), stalled)

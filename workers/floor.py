@@ -236,6 +236,7 @@ class Floor:
         lease = self._book.get(event.token)
         if lease is not None:
             lease.usage = larger_usage(lease.usage, event.usage)
+            lease.rss_bytes, lease.quiet_ms, lease.stalled = event.rss_bytes, event.quiet_ms, event.stalled
 
     def overrun(self, event: io.Overrun, now_ms: int) -> None:
         lease = self._book.get(event.token)

@@ -95,11 +95,11 @@ class Doom(Enum):
 
 
 class HeldLease:
-    """One lease and what is known about its attempt."""
+    """One lease and what is known about its attempt. `rss_bytes`, `quiet_ms`, `stalled`: as in its last sample."""
 
     __slots__ = (
-        "attempt", "doom", "hold_request", "job_id", "phase", "queue", "result", "return_ms", "sent_ms", "slot",
-        "spec", "started_ms", "token", "usage",
+        "attempt", "doom", "hold_request", "job_id", "phase", "queue", "quiet_ms", "result", "return_ms", "rss_bytes",
+        "sent_ms", "slot", "spec", "stalled", "started_ms", "token", "usage",
     )  # fmt: skip
 
     def __init__(self, lease: Lease, queue: str, spec: JobSpec | None) -> None:
@@ -113,6 +113,9 @@ class HeldLease:
         self.slot: int | None = None
         self.started_ms = 0
         self.usage = _NO_USAGE
+        self.rss_bytes = 0
+        self.quiet_ms = 0
+        self.stalled = False
         self.result: Result | None = None
         self.sent_ms: int | None = None
         """When the result was last sent in this session; None: not yet."""
@@ -134,6 +137,9 @@ class LeaseBook:
         self._open: Counter[str] = Counter()
         self._all: Counter[str] = Counter()
         self._occupied: Counter[bytes] = Counter()
+        self._needy: dict[int, HeldLease] = {}
+        self.needs_freed = False
+        """An attempt that had said what it needs has ended: what is free is to be measured, and told, anew."""
         self.held_bytes = 0
         """Of results that the broker has not taken yet."""
 
@@ -158,6 +164,12 @@ class LeaseBook:
         self._leases[lease.token] = lease
         self._open[lease.queue] += 1
         self._all[lease.queue] += 1
+        if lease.spec is not None and (lease.spec.disk_bytes or lease.spec.memory_bytes):
+            self._needy[lease.token] = lease
+
+    def needy(self) -> list[HeldLease]:
+        """Those that have said what they need."""
+        return list(self._needy.values())
 
     def step(self, lease: HeldLease, step: Step) -> None:
         """Move a lease along the table. Raises IllegalStep, with nothing changed, for a pair that it does not have."""
@@ -171,6 +183,10 @@ class LeaseBook:
             self._sent.pop(lease.token, None)
         if lease.phase in OPEN and after not in OPEN:
             self._open[lease.queue] -= 1
+        if self._needy and lease.token in self._needy:
+            self.needs_freed = self.needs_freed or after not in OPEN
+            if after is None:
+                del self._needy[lease.token]
         if after is None:
             del self._leases[lease.token]
             self._all[lease.queue] -= 1

@@ -23,6 +23,7 @@ from zq.protocol import limits
 from zq.protocol.job import valid_name
 from zq.workers import session_io as io
 from zq.workers.crew import Crew, TasksBroken
+from zq.workers.headroom import Gauge
 from zq.workers.identity import Identity
 from zq.workers.session import Session, Settings
 from zq.workers.sweep import sweep_dead
@@ -47,6 +48,7 @@ class Runner:
         self._exit_code: int | None = None
         self._signals = 0
         self._drains_asked = 0
+        self._gauge = Gauge(config.jobs_path, config.worker.disk_reserve_mib << 20)
         self._effects: deque[io.Effect] = deque()
         self._poller = zmq.Poller()
         self._polled = (-1, -1)
@@ -125,6 +127,8 @@ class Runner:
             self._do(session, session.handle(event, _ms()))
         for message in self._wire.receive():
             self._do(session, session.handle(message, _ms()))
+        if session.wants_room(_ms()):
+            self._do(session, session.handle(self._gauge.measure(), _ms()))
         self._do(session, session.turn(_ms()))
         while events := self._crew.flush():
             for event in events:

@@ -26,6 +26,7 @@ from zq.protocol.job import Outcome, decode_spec, format_id
 from zq.protocol.messages import BrokerMessage, RevokeReason
 from zq.workers import session_io as io
 from zq.workers.floor import Floor
+from zq.workers.headroom import Headroom
 from zq.workers.leases import (
     LEASES_MAX,
     Doom,
@@ -78,6 +79,7 @@ class Session:
         """In this session: a broker that has not read the last CREDIT yet may still give so many."""
         self.questions = Questions(self.book, self.uplink, self._out, now_ms)
         self.floor = Floor(self.book, self.slots, self.questions, self._out)
+        self.headroom = Headroom(self.book)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             m.Welcome: self._on_welcome, m.Refusal: self._on_refusal, m.Dispatch: self._on_dispatch,
             m.Acked: self._on_acked, m.Resumed: self._on_resumed, m.BeatOk: self._on_beat_ok,
@@ -86,7 +88,7 @@ class Session:
             io.SlotGone: self.floor.slot_gone, io.NotStarted: self.floor.not_started,
             io.TakenBack: self.floor.taken_back, io.Reported: self.floor.reported,
             io.Progressed: self.questions.progressed, io.HoldAsked: self.questions.hold_asked,
-            io.Sampled: self.floor.sampled,
+            io.Sampled: self.floor.sampled, io.RoomMeasured: self.headroom.measured,
             io.Overrun: self.floor.overrun, io.LinkBroken: self._on_link_broken, io.DrainAsked: self._on_drain_asked,
         }  # fmt: skip
 
@@ -120,6 +122,10 @@ class Session:
             self._flush(now_ms)
         self._leave_if_empty()
         return self._take()
+
+    def wants_room(self, now_ms: int) -> bool:
+        """Whether the shell is to measure what is free (RoomMeasured) before this loop's `turn`."""
+        return self.headroom.unknown or (self.uplink.ready and (self.book.needs_freed or self.uplink.beat_due(now_ms)))
 
     def wake_ms(self) -> int:
         """When `turn` has something to do, if nothing happens before."""
@@ -266,21 +272,31 @@ class Session:
 
     def _flush(self, now_ms: int) -> None:
         credit = self._credit()
-        if credit != self._announced:
+        # What is free is told before the results: with them the broker takes it that the job's needs are over.
+        if credit != self._announced or self.book.needs_freed:
             self._announced = credit
+            self.book.needs_freed = False
             for queue, count in credit.items():
                 self._most_announced[queue] = max(count, self._most_announced.get(queue, 0))
-            self._send(m.Credit(self.uplink.session, [m.QueueSlots(queue, n) for queue, n in credit.items()]))
+            limits_now = [m.QueueSlots(queue, n) for queue, n in credit.items()]
+            self._send(m.Credit(self.uplink.session, limits_now, self.headroom.room()))
         self._send_results(self.book.to_send(now_ms - RESEND_MS), now_ms)
         self._out += [io.Send(message) for message in self.questions.due(now_ms)]
         at_once = self.work is not Work.WORKING and self._barrier is None
         if self.uplink.take_beat(now_ms, at_once=at_once):
             usage = [
-                m.LeaseUsage(lease.token, lease.usage, min(now_ms - lease.started_ms, limits.DURATION_MS_MAX))
+                m.LeaseUsage(
+                    lease.token,
+                    lease.usage,
+                    min(now_ms - lease.started_ms, limits.DURATION_MS_MAX),
+                    min(lease.quiet_ms, limits.DURATION_MS_MAX),
+                    lease.stalled,
+                )
                 for lease in self.book.in_phase(Phase.RUNNING, Phase.ENDING)
             ]
             limits_now = [m.QueueSlots(queue, n) for queue, n in credit.items()]
-            self._send(m.Beat(self.uplink.session, self.uplink.dispatches_seen, self.book.tokens(), usage, limits_now))
+            seen, room = self.uplink.dispatches_seen, self.headroom.room()
+            self._send(m.Beat(self.uplink.session, seen, self.book.tokens(), usage, limits_now, room))
             if at_once:
                 self._barrier = self.uplink.beats
 

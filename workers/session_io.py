@@ -83,6 +83,20 @@ class Sampled(Event, frozen=True):
 
     token: int
     usage: Usage
+    rss_bytes: int = 0
+    """What it occupies now."""
+    quiet_ms: int = 0
+    """Since its last sign of life."""
+    stalled: bool = False
+
+
+class RoomMeasured(Event, frozen=True):
+    """What is free for jobs that say what they need; the names are as in `messages.Room`."""
+
+    disk_bytes: int
+    memory_bytes: int
+    disk: str = ""
+    machine: str = ""
 
 
 class Overrun(Event, frozen=True):

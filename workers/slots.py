@@ -185,7 +185,9 @@ class Slot:
             self.flush()
 
     def soft_limit(self, reason: str) -> None:
-        """Raise SoftTimeLimitExceeded(reason) in the running task; a program that it runs gets TERM first."""
+        """Raise SoftTimeLimitExceeded(reason) in the running task; a program that it runs gets TERM first. A task that
+        has stopped itself goes on: it could not act on it otherwise.
+        """
         if self.state is SlotState.OPEN and self._assigned:
             self._outbox += channel.frame(channel.SoftLimit(self._assigned[0], reason))
             self._ring_after_flush = True
@@ -242,6 +244,7 @@ class Slot:
             self._ring_after_flush = False
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, DOORBELL)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
 
     def receive(self) -> list[Event]:
         """What the slot has said. A slot that speaks nonsense, or falls silent, is ended."""

@@ -154,9 +154,12 @@ class Uplink:
         # Not already at WELCOME: two processes under one name would throw each other out ten times a second.
         self._failures = 0
 
+    def beat_due(self, now_ms: int) -> bool:
+        return now_ms >= self._beat_ms
+
     def take_beat(self, now_ms: int, *, at_once: bool = False) -> bool:
         """Whether a BEAT is to be sent now; if so it is counted as sent."""
-        if now_ms < self._beat_ms and not at_once:
+        if not self.beat_due(now_ms) and not at_once:
             return False
         self._beat_ms = now_ms + self._heartbeat_ms
         self.beats += 1

@@ -27,6 +27,10 @@ class Verdict(Enum):
     OK = auto()
     SOFT = auto()
     """The soft limit has passed: tell the task, once."""
+    STALLED = auto()
+    """No sign of life for as long as its task allows: tell the task, once."""
+    STUCK = auto()
+    """It was told that it has stalled, and gave no sign of life for as long again: end the tree."""
     HARD = auto()
     """The hard limit has passed: end the tree."""
     MEMORY = auto()
@@ -41,6 +45,8 @@ class Limits:
     hard_s: float
     memory_bytes: int = 0
     """Of the whole tree, resident; 0 means no limit."""
+    stall_s: float = 0.0
+    """Without a sign of life; 0 means no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,10 @@ class Sample:
     started_s: float
     """On the clock that `verdict` is given."""
     soft_told: bool = False
+    stall_told_s: float | None = None
+    """When it was told that it has stalled, if it was and has given no sign of life since."""
+    alive_s: float = 0.0
+    """Its last sign of life: CPU time used, bytes moved, a process begun or ended, progress reported."""
     cpu_s: float = 0.0
     rss_bytes: int = 0
     """The sum over the tree; memory shared by two processes counts twice."""
@@ -65,12 +75,16 @@ class Sample:
 
 
 def verdict(sample: Sample, limits: Limits, now_s: float) -> Verdict:
-    """Memory before time, for it harms others; the hard limit before the soft one."""
+    """Memory before time, for it harms others; the hard limit before the soft one; a stall, which says more, first."""
     if limits.memory_bytes and sample.rss_bytes > limits.memory_bytes:
         return Verdict.MEMORY
     running_s = now_s - sample.started_s
     if running_s >= limits.hard_s:
         return Verdict.HARD
+    if limits.stall_s and sample.stall_told_s is not None and now_s - sample.stall_told_s >= limits.stall_s:
+        return Verdict.STUCK
+    if limits.stall_s and sample.stall_told_s is None and now_s - sample.alive_s >= limits.stall_s:
+        return Verdict.STALLED
     if running_s >= limits.soft_s and not sample.soft_told:
         return Verdict.SOFT
     return Verdict.OK
@@ -94,14 +108,28 @@ class Ledger:
         self._started_s = started_s
         self._base: Counters | None = None
         self._seen: set[ProcessKey] = set()
-        self._best = Sample(started_s)
+        self._trace: object = None
+        self._best = Sample(started_s, alive_s=started_s)
 
     def told_soft(self) -> None:
         """The task was told of its soft limit: once is enough."""
         self._best = replace(self._best, soft_told=True)
 
-    def enter(self, measured: Iterable[tuple[ProcessKey, Counters]]) -> Sample:
+    def told_stall(self, now_s: float) -> None:
+        self._best = replace(self._best, stall_told_s=now_s)
+
+    def alive(self, now_s: float) -> None:
+        """The attempt gave a sign of life that no counter shows."""
+        self._best = replace(self._best, alive_s=max(self._best.alive_s, now_s), stall_told_s=None)
+
+    def enter(self, measured: Iterable[tuple[ProcessKey, Counters]], now_s: float = 0.0) -> Sample:
         """Add one measurement of the whole tree. The first one is the attempt's zero, but for memory."""
+        measured = list(measured)
+        # Any change is one: also that a process has gone, which takes its counters out of the sums.
+        trace = {(key, round(counters.cpu_s, 2), counters.moved_bytes) for key, counters in measured}
+        if trace != self._trace:
+            self._trace = trace
+            self.alive(now_s)
         cpu_s, rss_bytes, read_bytes, written_bytes, moved_bytes, processes = 0.0, 0, 0, 0, 0, 0
         for key, counters in measured:
             self._seen.add(key)
@@ -118,6 +146,8 @@ class Ledger:
         self._best = Sample(
             started_s=self._started_s,
             soft_told=best.soft_told,
+            stall_told_s=best.stall_told_s,
+            alive_s=best.alive_s,
             cpu_s=max(best.cpu_s, cpu_s - base.cpu_s),
             rss_bytes=rss_bytes,
             peak_rss_bytes=max(best.peak_rss_bytes, rss_bytes),
@@ -146,19 +176,27 @@ class TreeSampler:
             counters = _measure(own) if own is not None else None
             if counters is not None:
                 late_s = process_cpu_s(slot_pid) - cpu_zero_s
-                self._ledger.enter([(slot, replace(counters, cpu_s=counters.cpu_s - late_s))])
-        self.sample()
+                self._ledger.enter([(slot, replace(counters, cpu_s=counters.cpu_s - late_s))], started_s)
+        self.sample(started_s)
 
     def told_soft(self) -> None:
         self._ledger.told_soft()
 
-    def sample(self) -> Sample:
-        """Measure now. A process that ends meanwhile is left out; a tree that has ended measures as nothing."""
+    def told_stall(self, now_s: float) -> None:
+        self._ledger.told_stall(now_s)
+
+    def alive(self, now_s: float) -> None:
+        self._ledger.alive(now_s)
+
+    def sample(self, now_s: float = 0.0) -> Sample:
+        """Measure now, which is `now_s` on the clock of `started_s`. A process that ends meanwhile is left out; a tree
+        that has ended measures as nothing.
+        """
         slot = key_of(self._slot_pid)
         keys = [] if slot is None else [slot, *living_below(self._slot_pid)]
         self._known = {key: process for key in keys if (process := self._known.get(key) or _open(key)) is not None}
         measured = ((key, _measure(process)) for key, process in self._known.items())
-        return self._ledger.enter([(key, counters) for key, counters in measured if counters is not None])
+        return self._ledger.enter([(key, counters) for key, counters in measured if counters is not None], now_s)
 
 
 def process_cpu_s(pid: int) -> float:

@@ -56,6 +56,10 @@ class TaskOptions:
     concurrency_key: str = ""
     concurrency_limit: int = 1
     tags: Sequence[str] = ()
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    stall_after_s: float | None = None
 
 
 class App:
@@ -117,6 +121,10 @@ class App:
         concurrency_key: str = "",
         concurrency_limit: int = 1,
         tags: Sequence[str] = (),
+        disk_bytes: int = 0,
+        memory_bytes: int = 0,
+        memory_limit_bytes: int = 0,
+        stall_after_s: float | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of `queue`. Its name is `module.function` unless `name` is given.
 
@@ -124,6 +132,8 @@ class App:
         `soft_time_limit_s` the function gets SoftTimeLimitExceeded, at `time_limit_s` its processes are ended. At most
         `concurrency_limit` of its jobs run at once, on all workers together, if it has a `concurrency_key`; only
         workers with all its `tags` run them. `key_policy` is for jobs that are submitted with a `key`.
+        They wait for a worker with `disk_bytes` and `memory_bytes` left; a process tree that has grown larger than
+        `memory_limit_bytes` is ended; after `stall_after_s` without a sign of life they get their soft limit.
         Raises Invalid for what no job could be submitted with.
         """
         options = TaskOptions(
@@ -138,6 +148,10 @@ class App:
             concurrency_key=concurrency_key,
             concurrency_limit=concurrency_limit,
             tags=tags,
+            disk_bytes=disk_bytes,
+            memory_bytes=memory_bytes,
+            memory_limit_bytes=memory_limit_bytes,
+            stall_after_s=stall_after_s,
         )
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -195,6 +209,10 @@ class Task(Generic[P, R]):
         concurrency_key: str | None = None,
         concurrency_limit: int | None = None,
         tags: Sequence[str] | None = None,
+        disk_bytes: int | None = None,
+        memory_bytes: int | None = None,
+        memory_limit_bytes: int | None = None,
+        stall_after_s: float | None = None,
     ) -> Job[R]:
         """Run it later; the parameters are those of `JobRequest`, and None means as the task was declared.
 
@@ -220,6 +238,10 @@ class Task(Generic[P, R]):
             concurrency_key=concurrency_key,
             concurrency_limit=concurrency_limit,
             tags=tags,
+            disk_bytes=disk_bytes,
+            memory_bytes=memory_bytes,
+            memory_limit_bytes=memory_limit_bytes,
+            stall_after_s=stall_after_s,
         )
         self._signature.bind(*request.args, **(request.kwargs or {}))
         return cast("Job[R]", self.app.client.submit_request(request))
@@ -239,6 +261,10 @@ class Task(Generic[P, R]):
             concurrency_key=self.options.concurrency_key,
             concurrency_limit=self.options.concurrency_limit,
             tags=self.options.tags,
+            disk_bytes=self.options.disk_bytes,
+            memory_bytes=self.options.memory_bytes,
+            memory_limit_bytes=self.options.memory_limit_bytes,
+            stall_after_s=self.options.stall_after_s,
         )
         return replace(declared, **{name: value for name, value in given.items() if value is not None})
 

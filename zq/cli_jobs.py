@@ -57,6 +57,10 @@ def parse_positional(text: str | None) -> list[Any]:
 @click.option("--concurrency-key", default="", metavar="KEY", help="Bound how many jobs with this key run at once.")
 @click.option("--concurrency-limit", type=int, default=1, show_default=True, metavar="N", help="How many they are.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only workers with this tag run it (repeatable).")
+@click.option("--disk-bytes", type=int, default=0, help="Only a worker that has so much disk left runs it.")
+@click.option("--memory-bytes", type=int, default=0, help="Only a worker that has so much memory left runs it.")
+@click.option("--memory-limit-bytes", type=int, default=0, help="End it when its processes take more memory.")
+@click.option("--stall-after", "stall_after_s", type=float, metavar="S", help="Soft limit when it is as still so long.")
 @click.option("--id", "job_id", metavar="UUID", help="The job's id: the same id and job again is the same job.")
 @click.option("--priority", type=int, default=limits.PRIORITY_DEFAULT, show_default=True, help="0–9; higher is sooner.")
 @click.option(
@@ -79,6 +83,10 @@ def submit(
     concurrency_key: str,
     concurrency_limit: int,
     tags: Sequence[str],
+    disk_bytes: int,
+    memory_bytes: int,
+    memory_limit_bytes: int,
+    stall_after_s: float | None,
     job_id: str | None,
     priority: int,
     countdown: float | None,
@@ -108,6 +116,10 @@ def submit(
         concurrency_key=concurrency_key,
         concurrency_limit=concurrency_limit,
         tags=tags,
+        disk_bytes=disk_bytes,
+        memory_bytes=memory_bytes,
+        memory_limit_bytes=memory_limit_bytes,
+        stall_after_s=stall_after_s,
         priority=priority,
         countdown=countdown,
         eta=_parse_eta(eta),

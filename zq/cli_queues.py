@@ -14,7 +14,7 @@ from zq.client.blocking import BlockingCalls
 from zq.client.filters import JobFilter, condition
 from zq.exceptions import Invalid, ZqError
 from zq.monitor.cells import clean, cut
-from zq.monitor.units import duration
+from zq.monitor.units import duration, size
 from zq.protocol import limits
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import JobInfo, QueueInfo
@@ -135,7 +135,9 @@ def _list(client: BlockingCalls, queue: str, state: State | str, chosen: JobFilt
 @json_option
 @connected
 def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
-    """List the workers that are connected, with their queues and tags."""
+    """List the workers that are connected, with their queues and tags, and the disk and memory they have left for jobs
+    that say what they need.
+    """
     _, client = open_client(config_path, broker)
     with client:
         found = client.workers()
@@ -154,6 +156,10 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
                     "connected_ms": worker.connected_ms,
                     "software": worker.software,
                     "tags": worker.tags,
+                    "stalled": worker.stalled,
+                    "room": {name: getattr(worker.room, name) for name in ("disk_bytes", "memory_bytes")}
+                    if worker.room is not None
+                    else None,
                 }
                 for worker in found
             ]
@@ -164,7 +170,9 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
             worker.instance,
             " ".join(f"{entry.queue}:{entry.slots}" for entry in worker.queues),
             " ".join(worker.tags) or "-",
-            str(worker.running),
+            f"{worker.running} ({worker.stalled} stalled)" if worker.stalled else str(worker.running),
+            size(worker.room.disk_bytes) if worker.room is not None else "-",
+            size(worker.room.memory_bytes) if worker.room is not None else "-",
             str(worker.tasks),
             duration(worker.silent_ms / 1000),
             duration(worker.connected_ms / 1000),
@@ -172,8 +180,8 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
         ]
         for worker in found
     ]
-    head = ["worker", "queue:slots", "tags", "running", "tasks", "heard", "since", "software"]
-    click.echo(table(head, rows, right=frozenset({3, 4, 5, 6})))
+    head = ["worker", "queue:slots", "tags", "running", "disk", "memory", "tasks", "heard", "since", "software"]
+    click.echo(table(head, rows, right=frozenset(range(3, 9))))
 
 
 @click.command()

@@ -112,6 +112,12 @@ def _asks(detail: JobDetail) -> dict[str, Any]:
         spec = decode_spec(detail.spec)
     except ValueError:
         return found
+    found |= {
+        "disk_bytes": spec.disk_bytes,
+        "memory_bytes": spec.memory_bytes,
+        "memory_limit_bytes": spec.memory_limit_bytes,
+        "stall_after_s": spec.stall_after_ms / 1000,
+    }
     found["key_policy"] = spec.key_policy.name.lower() if spec.key else None
     found["concurrency_limit"] = spec.concurrency_limit if spec.concurrency_key else None
     return found
@@ -182,6 +188,11 @@ def _head_lines(detail: JobDetail, zone: tzinfo) -> Iterator[str]:
         yield f"at once    {f'{most} ' if most else ''}with key {clean(asks['concurrency_key'])}"
     if asks["tags"]:
         yield f"tags       {clean(' '.join(asks['tags']))}"
+    needs = [f"{size(asks[f'{what}_bytes'])} of {what}" for what in ("disk", "memory") if asks.get(f"{what}_bytes")]
+    if needs:
+        yield f"needs      {', '.join(needs)}"
+    if job.stalled:
+        yield f"stalled    no sign of life for {duration(job.quiet_ms / 1000)}"
     for name, value in _arguments(detail).items():
         yield f"{name:10} {json.dumps(value, ensure_ascii=False, default=lambda v: v.hex())}"
     if job.progress_total > 0:
@@ -195,7 +206,8 @@ def _attempt_lines(detail: JobDetail, zone: tzinfo) -> Iterator[str]:
         yield (
             f"attempt {attempt.number}  {outcome} {took}  on {clean(attempt.worker)} from"
             f" {moment(attempt.started_ms, zone)}, CPU {duration(attempt.usage.cpu_ms / 1000)},"
-            f" memory {size(attempt.usage.peak_rss_bytes)}"
+            f" memory {size(attempt.usage.peak_rss_bytes)}, read {size(attempt.usage.read_bytes)},"
+            f" written {size(attempt.usage.write_bytes)}, processes {attempt.usage.processes}"
         )
         if attempt.progress_total > 0 and attempt.outcome is not None:
             reached = f"{attempt.progress_done:g} of {attempt.progress_total:g} {clean(attempt.progress_message)}"

@@ -86,7 +86,13 @@ class WorkerSection(Section, frozen=True):
     """After SIGTERM, how long running jobs may finish before they are handed back without costing an attempt."""
     sample_s: Seconds = 1.0
     memory_limit_mib: Annotated[int, Meta(ge=0)] = 0
-    """A job whose process tree is larger is ended; 0 means no limit."""
+    """A job whose process tree is larger is ended; 0 means no limit. A task's own limit may be lower."""
+    stall_after_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 0.0
+    """A job that shows no sign of life (CPU, bytes, progress) for so long gets its soft limit; 0 means never."""
+    disk_folder: str = ""
+    """Where jobs write: what is free there is for jobs that need disk. Empty means `exams.storage`, or `data_dir`."""
+    disk_reserve_mib: Annotated[int, Meta(ge=0)] = 256
+    """Of that, what jobs that need disk leave free."""
     max_tasks_per_slot: Annotated[int, Meta(ge=0)] = 1000
     """A slot is replaced by a fresh process after so many jobs; 0 means never."""
 
@@ -178,6 +184,13 @@ class Config(Section, frozen=True):
     @property
     def database_url(self) -> str:
         return self.exams.database or f"sqlite:///{self.data_path / 'exams.db'}"
+
+    @property
+    def jobs_path(self) -> Path:
+        """The folder whose disk counts for jobs that need some."""
+        if self.worker.disk_folder:
+            return Path(self.worker.disk_folder).expanduser()
+        return self.data_path if "://" in self.exams.storage else self.storage_path
 
     @property
     def storage_path(self) -> Path:

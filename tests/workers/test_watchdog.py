@@ -42,6 +42,46 @@ def test_verdict(running_s: float, rss_bytes: int, soft_told: bool, expected: Ve
     assert verdict(sample, LIMITS, START_S + running_s) is expected
 
 
+@pytest.mark.parametrize(
+    ("quiet_s", "told_s_ago", "expected"),
+    [
+        (2.999, None, Verdict.OK),
+        (3.0, None, Verdict.STALLED),
+        (5.999, 2.999, Verdict.OK),
+        (6.0, 3.0, Verdict.STUCK),
+    ],
+)
+def test_verdict_on_an_attempt_without_signs_of_life(
+    quiet_s: float, told_s_ago: float | None, expected: Verdict
+) -> None:
+    now_s = START_S + 9.0
+    told_s = None if told_s_ago is None else now_s - told_s_ago
+    sample = Sample(START_S, alive_s=now_s - quiet_s, stall_told_s=told_s)
+    assert verdict(sample, Limits(10.0, 20.0, stall_s=3.0), now_s) is expected
+    assert verdict(sample, Limits(10.0, 20.0), now_s) is Verdict.OK
+    assert verdict(sample, Limits(5.0, 8.0, stall_s=3.0), now_s) is Verdict.HARD
+
+
+def test_what_is_a_sign_of_life() -> None:
+    ledger = Ledger(START_S)
+    slot, child = (SLOT, counters(1)), (CHILD, counters(1))
+
+    def alive_s(now_s: float, *measured: tuple[ProcessKey, Counters]) -> float:
+        return ledger.enter(measured, START_S + now_s).alive_s - START_S
+
+    assert alive_s(0, slot) == 0
+    assert alive_s(1, slot) == 0
+    assert alive_s(2, slot, child) == 2, "a process began"
+    assert alive_s(3, child, slot) == 2
+    assert alive_s(4, slot, (CHILD, counters(1, rss_bytes=99))) == 2, "to lie in memory is not to live"
+    assert alive_s(5, slot, (CHILD, counters(1.01))) == 5, "CPU time"
+    assert alive_s(6, slot) == 6, "a process ended"
+    assert alive_s(7, (SLOT, Counters(1, 10, 1, 1, 2))) == 7, "bytes moved"
+    ledger.told_stall(START_S + 10)
+    ledger.alive(START_S + 8)
+    assert (alive_s(11, (SLOT, Counters(1, 10, 1, 1, 2))), ledger.enter([], START_S + 12).stall_told_s) == (8, None)
+
+
 def test_no_memory_limit_means_none() -> None:
     assert verdict(Sample(0.0, rss_bytes=1 << 50), Limits(10.0, 20.0), 0.0) is Verdict.OK
 

@@ -81,6 +81,10 @@ class AsyncClient:
         concurrency_key: str = "",
         concurrency_limit: int = 1,
         tags: Sequence[str] = (),
+        disk_bytes: int = 0,
+        memory_bytes: int = 0,
+        memory_limit_bytes: int = 0,
+        stall_after_s: float | None = None,
     ) -> AsyncJob[Any]:
         """As `Client.submit`. Raises Invalid, Unavailable, Refused, Conflict."""
         return await self.submit_request(
@@ -104,6 +108,10 @@ class AsyncClient:
                 concurrency_key=concurrency_key,
                 concurrency_limit=concurrency_limit,
                 tags=tags,
+                disk_bytes=disk_bytes,
+                memory_bytes=memory_bytes,
+                memory_limit_bytes=memory_limit_bytes,
+                stall_after_s=stall_after_s,
             )
         )
 

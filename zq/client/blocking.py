@@ -61,6 +61,10 @@ class BlockingCalls(ABC):
         concurrency_key: str = "",
         concurrency_limit: int = 1,
         tags: Sequence[str] = (),
+        disk_bytes: int = 0,
+        memory_bytes: int = 0,
+        memory_limit_bytes: int = 0,
+        stall_after_s: float | None = None,
     ) -> Job[Any]:
         """Submit a job by its task's name; when this returns, the job is on the broker's disk.
 
@@ -88,6 +92,10 @@ class BlockingCalls(ABC):
                 concurrency_key=concurrency_key,
                 concurrency_limit=concurrency_limit,
                 tags=tags,
+                disk_bytes=disk_bytes,
+                memory_bytes=memory_bytes,
+                memory_limit_bytes=memory_limit_bytes,
+                stall_after_s=stall_after_s,
             )
         )
 

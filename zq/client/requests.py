@@ -41,6 +41,11 @@ class JobRequest:
     that are None come from the configuration (`worker.soft_time_limit_s`, `worker.time_limit_s`). Only workers that
     have all `tags` run it. Of the jobs with the same non-empty `concurrency_key`, at most `concurrency_limit` run at
     once, on all workers together; the others wait and hold up nobody else.
+
+    It waits for a worker with `disk_bytes` of disk and `memory_bytes` of memory left; 0 means that it does not matter.
+    Its process tree is ended when it is larger than `memory_limit_bytes` (0: than the worker's own limit, which holds
+    in any case). After `stall_after_s` without a sign of life it gets its soft limit; 0 means never, None as the
+    configuration says (`worker.stall_after_s`).
     """
 
     task: str
@@ -62,6 +67,10 @@ class JobRequest:
     concurrency_key: str = ""
     concurrency_limit: int = 1
     tags: Sequence[str] = ()
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    stall_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,12 @@ def encode(request: JobRequest, defaults: WorkerSection) -> Encoded:
         concurrency_key=_text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
         concurrency_limit=_whole("concurrency_limit", request.concurrency_limit, 1, limits.CREDIT_MAX),
         tags=_tags(request.tags),
+        disk_bytes=_whole("disk_bytes", request.disk_bytes, 0, limits.NEED_BYTES_MAX),
+        memory_bytes=_whole("memory_bytes", request.memory_bytes, 0, limits.NEED_BYTES_MAX),
+        memory_limit_bytes=_whole("memory_limit_bytes", request.memory_limit_bytes, 0, limits.NEED_BYTES_MAX),
+        stall_after_ms=milliseconds(
+            "stall_after_s", defaults.stall_after_s if request.stall_after_s is None else request.stall_after_s
+        ),
     )
     return Encoded(job_id, job.encode_spec(spec))
 

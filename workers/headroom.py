@@ -1,0 +1,122 @@
+"""What this machine has for jobs that say what they need: `Gauge` measures it, `Headroom` says it to the broker.
+
+The broker takes the needs of all leases off what it is told, so what such jobs have used already is told as if it were
+still free: a job that has written half of its 4 GiB needs 2 GiB more, not 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from zq.protocol import limits
+from zq.protocol import messages as m
+from zq.workers import session_io as io
+from zq.workers.leases import OPEN, LeaseBook
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+_logger = logging.getLogger("zq.workers")
+
+
+class Headroom:
+    """The session's part of it. Pure."""
+
+    def __init__(self, book: LeaseBook) -> None:
+        self._book = book
+        self._measured: io.RoomMeasured | None = None
+
+    def measured(self, event: io.RoomMeasured, now_ms: int) -> None:
+        self._measured = event
+
+    @property
+    def unknown(self) -> bool:
+        return self._measured is None
+
+    def room(self) -> m.Room | None:
+        """For CREDIT and BEAT; None while nothing was measured."""
+        free = self._measured
+        if free is None:
+            return None
+        disk_bytes, memory_bytes = free.disk_bytes, free.memory_bytes
+        for lease in self._book.needy():
+            if lease.phase in OPEN and lease.spec is not None:
+                disk_bytes += min(lease.spec.disk_bytes, lease.usage.write_bytes)
+                memory_bytes += min(lease.spec.memory_bytes, lease.rss_bytes)
+        most = limits.NEED_BYTES_MAX
+        return m.Room(min(disk_bytes, most), min(memory_bytes, most), free.disk, free.machine)
+
+
+class Gauge:
+    """Measures the disk that holds `folder`, and the memory that this worker's processes may still take."""
+
+    def __init__(self, folder: Path, disk_reserve_bytes: int) -> None:
+        self._folder = folder
+        self._reserve_bytes = disk_reserve_bytes
+        self._cgroup = _memory_cgroup()
+        self._complained = False
+        machine = _first_line(_BOOT_ID)
+        # The memory of a machine is shared by all on it, that of a bounded cgroup by all in it.
+        self._machine = machine if self._cgroup is None else f"{machine}{self._cgroup}"[-limits.DISK_NAME_CHARS_MAX :]
+        self._boot = machine
+
+    def measure(self) -> io.RoomMeasured:
+        """Now; some ten microseconds. A folder that cannot be looked at has no room."""
+        disk_bytes, disk = self._disk()
+        return io.RoomMeasured(disk_bytes, self._memory_bytes(), disk, self._machine)
+
+    def _disk(self) -> tuple[int, str]:
+        folder = self._folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent  # it is made by the first job that writes there
+        try:
+            found = os.statvfs(folder)
+            name = f"{self._boot}:{os.stat(folder).st_dev}" if self._boot else ""
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                _logger.error("no room for jobs that need disk: %s cannot be looked at: %s", self._folder, error)
+            return 0, ""
+        self._complained = False
+        return max(0, found.f_bavail * found.f_frsize - self._reserve_bytes), name
+
+    def _memory_bytes(self) -> int:
+        import psutil
+
+        free_bytes = psutil.virtual_memory().available
+        if self._cgroup is not None:
+            free_bytes = min(free_bytes, _cgroup_free_bytes(self._cgroup))
+        return max(0, free_bytes)
+
+
+def _memory_cgroup() -> Path | None:
+    """The (v2) cgroup of this process, if it bounds its memory."""
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        if line.startswith("0::/"):
+            folder = _CGROUP_ROOT / line.removeprefix("0::/")
+            if _first_line(folder / "memory.max").isdigit():
+                return folder
+    return None
+
+
+def _cgroup_free_bytes(folder: Path) -> int:
+    """What the cgroup may still take; pages of files do not count, the kernel gives them back."""
+    bound, used = _first_line(folder / "memory.max"), _first_line(folder / "memory.current")
+    if not (bound.isdigit() and used.isdigit()):
+        return limits.NEED_BYTES_MAX
+    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    files = sum(int(stat.get(name, "0")) for name in ("inactive_file", "active_file"))
+    return max(0, int(bound) - int(used) + files)
+
+
+def _first_line(path: Path) -> str:
+    return _text(path).partition("\n")[0].strip()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("ascii", "replace")
+    except OSError:
+        return ""
