@@ -25,6 +25,14 @@ _PROCESSES: Final = {"scheduler": 1, "status-worker": 3, "merge-worker": 4, "web
 """A worker is its parent, the keeper that forks, and a process for each slot."""
 
 
+_NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
+"""Modules that each process compiles anew weigh more than those that it reads: no system would be run so."""
+
+
+def _environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
+
+
 def resting(roots: Sequence[int], *, settle_s: float, during_s: float) -> dict[str, float]:
     """CPU in percent of one core over `during_s`, then the weight, of process trees."""
     time.sleep(settle_s)
@@ -50,7 +58,7 @@ def zq_system(folder: Path, during_s: float) -> dict[str, float]:
     server = servers.Zq(folder)
     with server.config_file.open("a") as file:
         file.write(f"[web]\nport = {free_port()}\n")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
+    env = {name: value for name, value in _environ().items() if not name.startswith("ZQ_")}
     started = [
         Started([sys.executable, "-m", *command, "--config", server.url], folder / f"{name}.log", env=env)
         for name, command in _ZQ_PROGRAMS.items()
@@ -68,7 +76,8 @@ def zq_system(folder: Path, during_s: float) -> dict[str, float]:
 def celery_system(folder: Path, venv: PeerVenv, during_s: float) -> dict[str, float]:
     """Redis, Beat, two prefork workers, Flower: the same work in Celery."""
     server = servers.Redis(folder, always=False)
-    env = venv.environment() | {URL_VARIABLE: server.url}
+    env = {**venv.environment(), URL_VARIABLE: server.url}
+    env.pop(_NO_BYTECODE, None)
     script = [str(venv.python), "-m", "benchmarks.peers.celery_system", str(folder), str(free_port())]
     lines = subprocess.run(script, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
     started = [

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from zq.exams import recordings
 from zq.exams.database import chunks
+from zq.exams.heartbeats import Presence, StudentKey
 from zq.exams.model import MergeRequest
-from zq.exams.presence import Presence, SqlPresence, StudentKey, read_listening
+from zq.exams.presence import SqlPresence, read_listening
 from zq.exams.status import (
     Action,
     Event,

@@ -6,7 +6,6 @@ a repeated finish and by the next status check: both submit the same id under th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 from zq.client.requests import JobRequest
 from zq.config import Config
 from zq.exams.model import MergeRequest
-from zq.exams.store import ExamStore
 from zq.protocol.errors import Code
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import Receipt, ReceiptStatus
@@ -22,6 +20,7 @@ from zq.protocol.messages import Receipt, ReceiptStatus
 if TYPE_CHECKING:
     from zq.client.aio import AsyncClient
     from zq.client.sync import Client
+    from zq.exams.store import ExamStore
 
 TASK = "zq.workers.merge.merge_recording"
 QUEUE = "video_merge"
@@ -96,6 +95,8 @@ async def submit_merge(
     client: AsyncClient, store: ExamStore, config: Config, merge: MergeRequest
 ) -> Submitted:
     """The same for one request in an event loop; the store is asked in a thread."""
+    import asyncio  # 3 MiB that a merge worker, which also imports this module, does not need
+
     (receipt,) = await client.submit_many([job_request(config, merge)])
     submitted = read_receipt(merge, receipt)
     await asyncio.to_thread(confirm, store, [submitted])

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from zq.exams.status import Action, ExamStatus, MergeState, StudentStatus
 
+PAGE_ROWS_MAX = 1_000
+STUDENTS_PER_CALL_MAX = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Exam:

@@ -17,14 +17,21 @@ from sqlalchemy import exc as sql_errors
 from zq.exams import names, recordings, times
 from zq.exams.database import Database, chunks
 from zq.exams.errors import ExamError
-from zq.exams.model import Exam, Finished, HistoryRow, MergeRequest, Student, SubmittedMerge
+from zq.exams.model import (
+    PAGE_ROWS_MAX,
+    STUDENTS_PER_CALL_MAX,
+    Exam,
+    Finished,
+    HistoryRow,
+    MergeRequest,
+    Student,
+    SubmittedMerge,
+)
 from zq.exams.status import Action, Event, ExamStatus, MergeState, StudentStatus, exam_status, step
 from zq.exams.tables import exam_students, exams, history
 from zq.exams.tables import recordings as recordings_table
 
 STUDENTS_PER_EXAM_MAX = 20_000
-STUDENTS_PER_CALL_MAX = 5_000
-PAGE_ROWS_MAX = 1_000
 EXAM_MS_MAX = 31 * 24 * 3600 * 1000
 """No exam is longer than a month; a longer one is a mistyped date."""
 

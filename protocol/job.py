@@ -15,7 +15,6 @@ DONE is for ever.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import time
 from enum import IntEnum
@@ -238,6 +237,8 @@ def decode_spec(data: bytes) -> JobSpec:
 
 def digest(spec_bytes: bytes) -> bytes:
     """16 bytes that tell two jobs with the same id apart (BLAKE2b, RFC 7693)."""
+    import hashlib  # brings OpenSSL, which most processes of zq do without
+
     return hashlib.blake2b(spec_bytes, digest_size=16).digest()
 
 
@@ -251,6 +252,8 @@ def new_job_id() -> bytes:
 
 def job_id_from(*parts: str) -> bytes:
     """The same parts give the same id (RFC 9562, section 5.8: UUIDv8 by hash): for ticks and idempotency keys."""
+    import hashlib
+
     value = bytearray(hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).digest())
     value[6] = 0x80 | (value[6] & 0x0F)
     value[8] = 0x80 | (value[8] & 0x3F)

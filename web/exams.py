@@ -12,9 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zq.exams import merging, names
-from zq.exams.model import MergeRequest, Student
+from zq.exams.model import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX, MergeRequest, Student
 from zq.exams.status import MergeState
-from zq.exams.store import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX
 from zq.exceptions import Refused, Unavailable
 from zq.web.answers import json_response, query, whole_number
 from zq.web.auth import Scope

@@ -44,10 +44,14 @@ class ProbeRoutes:
             reasons.append("the broker accepts no jobs: look at its disk and its log")
         try:
             async with asyncio.timeout(READY_S):
-                await asyncio.to_thread(self._services.store.list_exams, limit=1)
+                await asyncio.to_thread(self._ask_store)
         except (ExamError, TimeoutError) as error:
             reasons.append(f"exams cannot be served: {error or 'the database does not answer'}")
         return json_response(views.Health(status="degraded" if reasons else "ok", reasons=reasons))
+
+    def _ask_store(self) -> None:
+        if not self._services.late_store.rests():
+            self._services.store.list_exams(limit=1)
 
     async def openapi(self, request: Request) -> Response:
         return Response(msgspec.json.encode(self._document()), media_type="application/json")

@@ -8,19 +8,22 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.requests import Request
 
 from zq.client.aio import AsyncClient
 from zq.config import Config
 from zq.exams.errors import ExamError
-from zq.exams.presence import HeartbeatBuffer, SqlPresence
+from zq.exams.heartbeats import HeartbeatBuffer
+from zq.exams.late_store import LatePresence, LateStore
 from zq.exams.storage import RecordingStorage
-from zq.exams.store import ExamStore
 from zq.protocol.messages import Role
 from zq.web.auth import Gate
 from zq.web.event_feed import EventFeed
+
+if TYPE_CHECKING:
+    from zq.exams.store import ExamStore
 
 log = logging.getLogger("zq.web")
 
@@ -38,8 +41,9 @@ class Services:
     def __init__(self, config: Config, token: str) -> None:
         self.config = config
         self.gate = Gate(token)
-        self.store = ExamStore(config.database_url, config.exams.time_zone)
-        self.heartbeats = HeartbeatBuffer(SqlPresence(self.store.database))
+        self.late_store = LateStore(config)
+        self.store = cast("ExamStore", self.late_store)
+        self.heartbeats = HeartbeatBuffer(LatePresence(self.late_store))
         self.storage = RecordingStorage(config.storage_path)
         self.stopping = asyncio.Event()
         """Set when the server was told to stop: no new waiting. Requests under way still end."""
@@ -57,7 +61,7 @@ class Services:
         threads = ThreadPoolExecutor(THREADS, thread_name_prefix="zq-web")
         asyncio.get_running_loop().set_default_executor(threads)
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(self.store.close)
+            stack.callback(self.late_store.close)
             self._client = await stack.enter_async_context(AsyncClient(self.config, role=_role(self.config)))
             stack.callback(self.events.close)
             closing = asyncio.Event()

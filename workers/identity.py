@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from zq.protocol.job import valid_name
 
 WORKERS_PER_NAME_MAX: Final = 1024
 _FILE_NAME_BYTES_MAX: Final = 200
+_GUARD_BYTES_MAX: Final = 90
+"""A socket's name has 107 bytes."""
 
 
 class NameRefused(Exception):
@@ -81,7 +82,7 @@ def default_names(hostname: str, queues: Sequence[str]) -> Iterator[str]:
     base = f"{base}:{'+'.join(queues)}".replace("/", "_")
     room = limits.NAME_CHARS_MAX - len(f":{WORKERS_PER_NAME_MAX}")
     if len(base) > room:
-        mark = hashlib.blake2b(base.encode("utf-8", "replace"), digest_size=6).hexdigest()
+        mark = _mark(base, 6)
         base = f"{base[: room - len(mark) - 1]}~{mark}"
     for number in range(1, WORKERS_PER_NAME_MAX + 1):
         yield f"{base}:{number}"
@@ -93,7 +94,8 @@ def _try(folder: Path, instance: str) -> Identity | None:
     guard = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        guard.bind(b"\0zq-worker-" + hashlib.blake2b(instance.encode(), digest_size=16).hexdigest().encode())
+        short = instance if len(instance.encode()) <= _GUARD_BYTES_MAX else _mark(instance, 16)
+        guard.bind(b"\0zq-worker-" + short.encode())
     except OSError as error:
         os.close(fd)
         guard.close()
@@ -109,6 +111,12 @@ def _try(folder: Path, instance: str) -> Identity | None:
 def lock_file_name(instance: str) -> str:
     """A file name for a worker's name, which may be longer than a file system allows."""
     if len(instance.encode()) > _FILE_NAME_BYTES_MAX:
-        mark = hashlib.blake2b(instance.encode(), digest_size=8).hexdigest()
+        mark = _mark(instance, 8)
         instance = instance.encode()[: _FILE_NAME_BYTES_MAX - 20].decode("utf-8", "ignore") + f"~{mark}"
     return f"worker-{instance}.lock"
+
+
+def _mark(text: str, size_bytes: int) -> str:
+    import hashlib
+
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=size_bytes).hexdigest()

@@ -12,18 +12,21 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import zq
 from zq.client.requests import JobRequest
-from zq.client.sync import Client
 from zq.config import Config
 from zq.context import JobContext
 from zq.exams.errors import ExamError
 from zq.exams.merging import QUEUE
-from zq.exams.store import ExamStore
 from zq.exceptions import Refused, Reject, Retry, Unavailable
 from zq.protocol.errors import Code
 from zq.protocol.job import ENDED, State, job_id_from, parse_id
 from zq.workers.merge_run import MergeResult
+
+if TYPE_CHECKING:
+    from zq.exams.store import ExamStore
 
 CLEAN_UP_TASK = "zq.workers.merge.clean_up_recording"
 _COUNTDOWN_S = 1.0
@@ -63,7 +66,7 @@ class RecordingFate:
                 duration_ms=round(result.duration_s * 1000),
             )
         request = clean_up_request(self.job.id, self.exam_id, self.student_id, folder)
-        with Client(self.config) as client:
+        with zq.Client(self.config) as client:
             while True:
                 try:
                     client.submit_request(request)
@@ -82,6 +85,8 @@ class RecordingFate:
     @contextlib.contextmanager
     def _store(self) -> Iterator[ExamStore]:
         """A recording that was merged by hand, of a student the store does not know, is nothing to the store."""
+        from zq.exams.store import ExamStore  # 15 MiB, which only a slot that has merged needs
+
         with contextlib.closing(ExamStore(self.config.database_url, self.config.exams.time_zone)) as store:
             try:
                 yield store
@@ -112,7 +117,7 @@ def require_done(config: Config, merge_job_id: str) -> None:
     Reject as well for a merge the broker does not know: then nobody can say that it was done.
     """
     try:
-        with Client(config) as client:
+        with zq.Client(config) as client:
             state = client.detail(parse_id(merge_job_id)).job.state
     except Unavailable as error:
         raise Retry(f"is the merge {merge_job_id} done? {error}", after_s=_ASK_AGAIN_S) from None

@@ -6,30 +6,39 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zq
 from zq import config
-from zq.client.sync import Client
-from zq.exams.check import StatusReport, check
+from zq.exams.at_rest import at_rest
 from zq.exams.errors import ExamError
-from zq.exams.merging import submit_merges
-from zq.exams.model import MergeRequest
-from zq.exams.reconcile import Reconciled, Reconciler
-from zq.exams.storage import RecordingStorage
-from zq.exams.store import ExamStore
+
+if TYPE_CHECKING:
+    from zq.exams.check import StatusReport
+    from zq.exams.model import MergeRequest
+    from zq.exams.reconcile import Reconciled
 
 SHOWN_MAX = 100
 """Students named in a result; a whole exam may go offline at once."""
+
+NOTHING = {
+    "started": [], "completed": [], "live": 0, "online": 0, "went_offline": [], "came_online": [], "closed": [],
+}  # fmt: skip
+"""The result where there is nothing to check."""
 
 app = zq.App()
 log = logging.getLogger("zq.workers")
 
 
 class _Slot:
-    """What a slot opens once and keeps from check to check."""
+    """What a slot opens once and keeps from check to check: not before an exam is there to be checked."""
 
     def __init__(self) -> None:
+        from zq.client.sync import Client
+        from zq.exams.reconcile import Reconciler
+        from zq.exams.storage import RecordingStorage
+        from zq.exams.store import ExamStore
+
         self.config = config.load()
         self.store = ExamStore(self.config.database_url, self.config.exams.time_zone)
         self.storage = RecordingStorage(self.config.storage_path)
@@ -50,6 +59,10 @@ def check_exams() -> dict[str, Any]:
     for again. Not retried: the next tick does the same. A merge that the broker does not take now is handed out again
     by the next check.
     """
+    if not _slot.cache_info().currsize and at_rest(config.load()):
+        return dict(NOTHING)
+    from zq.exams.check import check
+
     slot = _slot()
     now_ms = time.time_ns() // 1_000_000
     report = check(
@@ -69,6 +82,8 @@ def check_exams() -> dict[str, Any]:
 
 
 def _reconcile(slot: _Slot, now_ms: int) -> Reconciled:
+    from zq.exams.reconcile import Reconciled
+
     try:
         return slot.reconciler.check(slot.client, now_ms)
     except (zq.Unavailable, zq.Refused, ExamError) as error:
@@ -78,6 +93,8 @@ def _reconcile(slot: _Slot, now_ms: int) -> Reconciled:
 
 def _submit(slot: _Slot, merges: Sequence[MergeRequest]) -> tuple[int, str]:
     """How many of the merges the broker has, and why not all of them."""
+    from zq.exams.merging import submit_merges
+
     try:
         submitted = submit_merges(slot.client, slot.store, slot.config, merges)
     except (zq.Unavailable, ExamError) as error:

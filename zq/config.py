@@ -9,9 +9,7 @@ This module imports nothing of zq's, so every layer may read it.
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -246,6 +244,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: no such file; give --config a path that exists, or leave it out") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -253,6 +253,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _nearest(word: str, known: list[str]) -> str:
+    import difflib  # only a configuration that is wrong needs it
+
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(sorted(known))}"
 

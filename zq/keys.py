@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,6 +186,8 @@ def _write_new(path: Path, text: str, mode: int) -> None:
 
 
 def _read(path: Path, *, secret: bool) -> dict[str, object]:
+    import tomllib
+
     try:
         if secret and path.stat().st_mode & 0o077:
             raise BadKey(f"{path}: others can read this secret; run: chmod 600 {path}")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from zq.exams import presence as presence_module
+from zq.exams import heartbeats as heartbeats_module
 from zq.exams.errors import ExamError
+from zq.exams.heartbeats import GAP_MS, MARK_MS, HeartbeatBuffer, Recorded, StudentKey
 from zq.exams.model import Heartbeat
-from zq.exams.presence import GAP_MS, MARK_MS, HeartbeatBuffer, Recorded, SqlPresence, StudentKey, read_listening
+from zq.exams.presence import SqlPresence, read_listening
 from zq.exams.status import Action, Listening, StudentStatus
 from zq.exams.store import ExamStore
 
@@ -101,7 +102,7 @@ def test_unknown_students_are_named_and_forgotten(buffer: HeartbeatBuffer) -> No
 
 
 def test_the_memory_of_known_students_is_bounded(buffer: HeartbeatBuffer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence_module, "KNOWN_STUDENTS_MAX", 2)
+    monkeypatch.setattr(heartbeats_module, "KNOWN_STUDENTS_MAX", 2)
     for student_id in ("s1", "s2", "s3"):
         buffer.learn("e1", student_id)
     assert [buffer.knows("e1", s) for s in ("s1", "s2", "s3")] == [False, True, True]
@@ -121,7 +122,7 @@ def test_bad_heartbeats_are_refused(buffer: HeartbeatBuffer) -> None:
 
 
 def test_the_buffer_is_bounded(buffer: HeartbeatBuffer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence_module, "PENDING_HEARTBEATS_MAX", 2)
+    monkeypatch.setattr(heartbeats_module, "PENDING_HEARTBEATS_MAX", 2)
     buffer.add("e1", "s1", at_ms=NOW_MS, ip="")
     buffer.add("e1", "s2", at_ms=NOW_MS, ip="")
     buffer.add("e1", "s2", at_ms=NOW_MS + 1, ip="")

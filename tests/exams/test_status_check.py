@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import event
 
 from zq.exams.check import RESUBMIT_AFTER_MS, StatusReport, check
+from zq.exams.heartbeats import HeartbeatBuffer, Recorded, StudentKey
 from zq.exams.model import Heartbeat
-from zq.exams.presence import HeartbeatBuffer, Recorded, SqlPresence, StudentKey
+from zq.exams.presence import SqlPresence
 from zq.exams.status import Action, ExamStatus, StudentStatus
 from zq.exams.store import ExamStore
 from zq.exams.tables import exams as exams_table

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import zq
 from zq.client.requests import encode, raw_id
 from zq.config import Config, WorkerSection
 from zq.exams.status import MergeState
@@ -16,7 +17,6 @@ from zq.exceptions import Refused, Reject, Retry, Unavailable
 from zq.protocol.errors import Code
 from zq.protocol.job import ENDED, State, format_id, new_job_id
 from zq.protocol.messages import JobDetail, JobInfo
-from zq.workers import recording_fate
 from zq.workers.merge_run import MergeResult
 from zq.workers.recording_fate import RecordingFate, clean_up_request, require_done
 
@@ -46,7 +46,7 @@ class Broker:
 
 
 def broker_says(monkeypatch: pytest.MonkeyPatch, answer: State | Exception) -> None:
-    monkeypatch.setattr(recording_fate, "Client", Broker(answer))
+    monkeypatch.setattr(zq, "Client", Broker(answer))
 
 
 def test_nothing_is_deleted_before_the_merge_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_merge_is_written_down_and_its_clean_up_waits_for_the_broker(
     store.create_exam("e", "Exam", 1_000_000_000_000, 1_000_000_100_000, now_ms=1)
     store.ensure_students("e", [("s", "张伟")])
     taker = Taker(away=3)
-    monkeypatch.setattr(recording_fate, "Client", taker)
+    monkeypatch.setattr(zq, "Client", taker)
     RecordingFate(config, Attempt(), "e", "s").merged(RESULT, "")  # type: ignore[arg-type]
     recording = store.get_student("e", "s").recording
     assert recording is not None
@@ -155,6 +155,6 @@ def test_a_recording_the_store_does_not_know_is_cleaned_up_all_the_same(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taker = Taker(away=0)
-    monkeypatch.setattr(recording_fate, "Client", taker)
+    monkeypatch.setattr(zq, "Client", taker)
     RecordingFate(config, Attempt(), "e", "nobody").merged(RESULT, "")  # type: ignore[arg-type]
     assert len(taker.taken) == 1
