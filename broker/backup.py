@@ -18,8 +18,8 @@ from lmdb import verify
 
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused
-from zq.broker.lmdb_journal import begin_new, lock, put_in_place, raise_epoch, sync_folder
-from zq.broker.lmdb_view import LmdbReader, open_to_read
+from zq.broker.lmdb_journal import begin_new, bring_up, lock, put_in_place, sync_folder
+from zq.broker.lmdb_view import DATA_FORMAT, LmdbReader, open_to_read
 
 EPOCHS_SKIPPED = 1000
 """Restarts of the broker between a backup and its restore that are allowed for: the tokens and session ids which they
@@ -47,10 +47,10 @@ def back_up(journal: Path, destination: Path) -> int:
 
 
 def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) -> Path | None:
-    """Put a copy of `backup` in the journal's place. No broker may run.
+    """Put a copy of `backup`, brought up to today's format, in the journal's place. No broker may run.
 
-    With `force`, a journal that is there is moved aside; the answer says where to. Raises JournalRefused, and then
-    nothing has changed.
+    With `force`, a journal that is there is kept aside; the answer says where. At every moment the one or the other
+    is in place, whole. Raises JournalRefused, and then nothing has changed.
     """
     with _private(), _explained(journal):
         journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,19 +62,38 @@ def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) ->
             # Before LMDB sees it: LMDB may end the process over a damaged file.
             if problems := damaged_pages(backup):
                 raise JournalRefused(f"the backup in {backup} is damaged: {problems[0]}")
-            with open_to_read(backup, shared=False) as reader:
+            with lmdb.open(str(backup), readonly=True, create=False, lock=False, lib_version=DATA_FORMAT) as env:
+                env.copy(str(new), compact=True)
+            bring_up(new, EPOCHS_SKIPPED, map_size_bytes)
+            with open_to_read(new, shared=False) as reader:
                 _refuse_damaged(backup, reader)
-                reader.copy_to(new)
-            raise_epoch(new, EPOCHS_SKIPPED, map_size_bytes)
             _sync_file(new / "data.mdb")
-            aside = None
             if journal.exists():
                 aside = journal.with_name(f"{journal.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-                journal.rename(aside)
-            put_in_place(new, journal)
+                _exchange(new, journal, aside)
+            else:
+                aside = None
+                put_in_place(new, journal)
         finally:
             os.close(held)
     return aside
+
+
+def _exchange(new: Path, journal: Path, aside: Path) -> None:
+    """Put the file of `new` in the place of the journal's, which is kept in `aside`: one rename does it."""
+    aside.mkdir(mode=0o700)
+    try:
+        os.link(journal / "data.mdb", aside / "data.mdb")
+    except OSError:  # a file system without links
+        shutil.copyfile(journal / "data.mdb", aside / "data.mdb")
+        _sync_file(aside / "data.mdb")
+    sync_folder(aside)
+    sync_folder(aside.parent)
+    (new / "data.mdb").rename(journal / "data.mdb")
+    # LMDB's locks speak of the file that was there; a process that still reads that one keeps it, and them.
+    (journal / "lock.mdb").unlink(missing_ok=True)
+    sync_folder(journal)
+    shutil.rmtree(new)
 
 
 def damaged_pages(folder: Path) -> list[str]:

@@ -248,13 +248,19 @@ def _create(folder: Path, map_size_bytes: int) -> None:
     put_in_place(new, folder)
 
 
-def raise_epoch(folder: Path, by: int, map_size_bytes: int) -> None:
-    """Skip the epochs of other brokers, in a journal that nobody has open."""
+def bring_up(folder: Path, epochs_skipped: int, map_size_bytes: int) -> None:
+    """Make a copy of a journal fit to go on from: in today's format, and past the epochs of other brokers.
+
+    Nobody has it open. Raises JournalRefused for a format that this zq cannot read.
+    """
     env = _environment(folder, map_size_bytes)
     try:
         with env.begin(write=True) as txn:
-            meta = env.open_db(b"meta", txn=txn)
-            txn.put(b"epoch", str(int(txn.get(b"epoch", b"0", db=meta)) + by).encode(), db=meta)
+            tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
+            meta = tables["meta"]
+            upgrade(txn, tables, txn.get(b"format", db=meta))
+            refuse_format(folder, txn.get(b"format", db=meta))
+            txn.put(b"epoch", str(int(txn.get(b"epoch", b"0", db=meta)) + epochs_skipped).encode(), db=meta)
     finally:
         env.close()
 

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.broker.test_journal import accept, finish, ready, row_of, run
+from zq.broker.backup import EPOCHS_SKIPPED, restore
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused, Step
 from zq.broker.lmdb_journal import LmdbJournal
@@ -65,3 +66,28 @@ def test_an_old_journal_is_brought_up_when_it_is_opened(old: tuple[Path, list[Jo
 def test_a_reader_says_what_to_do_with_an_old_journal(old: tuple[Path, list[JobRow]]) -> None:
     with pytest.raises(JournalRefused, match="start a broker of this version once"), open_to_read(old[0], shared=True):
         pass
+
+
+def test_a_backup_of_an_old_journal_is_brought_up_when_it_is_restored(
+    old: tuple[Path, list[JobRow]], tmp_path: Path
+) -> None:
+    backup, rows = old
+    before = (backup / "data.mdb").read_bytes()
+    assert restore(backup, tmp_path / "restored", force=False, map_size_bytes=1 << 22) is None
+    with open_to_read(tmp_path / "restored", shared=False) as reader:
+        assert (check(reader), reader.epoch) == ([], 1 + EPOCHS_SKIPPED)
+    assert (backup / "data.mdb").read_bytes() == before
+    journal = LmdbJournal(tmp_path / "restored", map_size_bytes=1 << 22)
+    assert ready(journal) == [rows[2].id, rows[0].id, rows[1].id]
+    journal.close()
+
+
+def test_a_backup_of_a_format_to_come_is_refused(old: tuple[Path, list[JobRow]], tmp_path: Path) -> None:
+    env = lmdb.open(str(old[0]), max_dbs=32, lib_version=0)
+    with env.begin(write=True) as txn:
+        txn.put(b"format", b"99", db=env.open_db(b"meta", txn=txn))
+    env.close()
+    with pytest.raises(JournalRefused, match="has format 99"):
+        restore(old[0], tmp_path / "restored", force=False, map_size_bytes=1 << 22)
+    assert not (tmp_path / "restored").exists()
+    assert not (tmp_path / "restored.new").exists()

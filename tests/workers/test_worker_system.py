@@ -7,7 +7,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from zq.client.job import Job
 from zq.client.requests import JobRequest
 from zq.client.sync import Client
@@ -59,9 +59,7 @@ class System:
         self.folder = folder
         self.host = f"test-{uuid.uuid4().hex[:12]}"
         self.processes: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"tcp://127.0.0.1:{free_port()}"
         (folder / "zq.toml").write_text(
             f"""
             data_dir = "var"
@@ -153,7 +151,9 @@ def test_a_job_goes_only_to_a_worker_with_its_tags(system: System) -> None:
     system.broker()
     job = system.submit("add", 2, 3, tags=["gpu", "disk=甲"])
     system.worker(ZQ_WORKER_TAGS="gpu")
-    wait_until(lambda: [info.tags for info in system.client.workers()] == [["gpu"]])
+    # Its HELLO makes it a worker, its credit a consumer.
+    wait_until(lambda: job.why().reason is not WhyReason.NO_CONSUMER)
+    assert [info.tags for info in system.client.workers()] == [["gpu"]]
     assert job.why().reason is WhyReason.TAGS
     assert system.submit("add", 1, 1).result(timeout_s=DEADLINE_S) == 2
     assert job.state() is State.READY
