@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
@@ -21,6 +22,8 @@ from zq import __version__
 from zq.exams.errors import ExamError
 from zq.exceptions import Invalid, Refused, Unavailable
 from zq.web import auth, openapi, problems
+from zq.web.callers import CALLER, check_queue, client_ip
+from zq.web.cors import Cors
 from zq.web.dead import DeadRoutes
 from zq.web.exams import ExamRoutes
 from zq.web.jobs import JobRoutes
@@ -30,6 +33,7 @@ from zq.web.page import PageRoutes
 from zq.web.probes import ProbeRoutes
 from zq.web.problems import Problem
 from zq.web.queues import QueueRoutes
+from zq.web.quota import Quotas
 from zq.web.recordings import RecordingRoutes
 from zq.web.schedules import ScheduleRoutes
 from zq.web.services import Services
@@ -38,6 +42,8 @@ from zq.web.submissions import SubmissionRoutes
 from zq.web.uploads import UploadRoutes
 
 log = logging.getLogger("zq.web")
+
+REQUEST_ID_CHARS_MAX = 128
 
 
 class _Anything(Convertor[str]):
@@ -69,57 +75,116 @@ def create_app(services: Services) -> Starlette:
         described += routes.operations()
     operations = described + PageRoutes(services).operations()
 
+    door = _Door(services)
+    cors = Cors(services.config.web.cors_origins)
+
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with services.running():
             yield
 
-    app = Starlette(routes=_routes(operations, services.gate, responses), lifespan=lifespan)
+    app = Starlette(routes=_routes(operations, door, cors, responses), lifespan=lifespan)
     app.router.redirect_slashes = False
-    app.router.default = _Guarded(_Path({}, services.gate), responses)
+    app.router.default = _Guarded(_Path({}, door), cors, responses)
     return app
 
 
-def _routes(operations: Sequence[Operation], gate: auth.Gate, responses: Counter[int]) -> list[BaseRoute]:
+def _routes(
+    operations: Sequence[Operation], door: _Door, cors: Cors, responses: Counter[int]
+) -> list[BaseRoute]:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     # Starlette takes the first path that fits: `{id}:retry` before `{id}`.
     paths = sorted(by_path, key=lambda path: (path.count("/"), "{" in path, -len(path)))
-    return [Route(path, _Guarded(_Path(by_path[path], gate), responses)) for path in paths]
+    return [Route(path, _Guarded(_Path(by_path[path], door), cors, responses)) for path in paths]
+
+
+class _Door:
+    """Who may come in, and how often."""
+
+    def __init__(self, services: Services) -> None:
+        web = services.config.web
+        self._gate = services.gate
+        self._quotas = Quotas()
+        self._per_minute = web.requests_per_minute
+        self._networks = [ipaddress.ip_network(text) for text in web.exam_client_networks]
+
+    def admit(self, request: Request, operation: Operation | None) -> None:
+        """Puts the caller into the request's scope. Raises Problem: 401, 403, 429."""
+        caller = self._gate.caller(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))
+        if operation is not None and operation.tokenless and not caller.name and self._is_exam_client(request):
+            caller = auth.Caller("exam clients", auth.NOBODY | {auth.Scope.SUBMIT}, (operation.queue,))
+        request.scope[CALLER] = caller
+        _check_scope(caller, operation, request)
+        if caller.name:
+            left = self._quotas.take(
+                caller.name, caller.requests_per_minute or self._per_minute, time.monotonic()
+            )
+            request.scope[_QUOTA] = left.headers()
+            if left.wait_s:
+                detail = f"{left.per_minute} requests a minute are this caller's bound (web.requests_per_minute)"
+                raise Problem(429, "too-many-requests", detail, retry_after_s=left.wait_s)
+
+    def _is_exam_client(self, request: Request) -> bool:
+        if not self._networks:
+            return False
+        try:
+            address = ipaddress.ip_address(client_ip(request))
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+def _check_scope(caller: auth.Caller, operation: Operation | None, request: Request) -> None:
+    scope = operation.scope if operation is not None else auth.Scope.READ
+    if scope is auth.Scope.PUBLIC:
+        return
+    if caller.student is not None:
+        if operation is None or not operation.own:
+            raise Problem(403, "forbidden", "an upload token opens what is its student's own, and this is not")
+        ids = request.path_params
+        if "student_id" in ids and (ids["exam_id"], ids["student_id"]) != caller.student:
+            raise Problem(403, "forbidden", "this upload token is another student's")
+        return
+    if scope in caller.scopes:
+        if operation is not None and operation.queue and scope is auth.Scope.SUBMIT:
+            check_queue(caller, operation.queue)
+        return
+    if not caller.name:
+        raise unauthorised()
+    raise Problem(403, "forbidden", f"this needs the scope '{scope}', which the token that was sent does not have")
 
 
 class _Path:
     """The operations of one path. Who may not call any is told nothing of what is there."""
 
-    def __init__(self, operations: dict[str, Operation], gate: auth.Gate) -> None:
+    def __init__(self, operations: dict[str, Operation], door: _Door) -> None:
         self._operations = operations
-        self._gate = gate
+        self._door = door
         methods = {*operations, *(["HEAD"] if "GET" in operations else [])}
         self._allow = ", ".join(sorted(methods))
 
     async def __call__(self, request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        operation = self._operations.get(method)
-        scope = operation.scope if operation is not None else auth.Scope.READ
-        scopes = self._gate.scopes(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))
-        if scope not in scopes:
-            if auth.Scope.READ not in scopes:
-                raise unauthorised()
-            raise Problem(403, "forbidden", f"this needs the scope '{scope}'; the page's cookie can only read")
+        operation = self._operations.get("GET" if request.method == "HEAD" else request.method)
+        self._door.admit(request, operation)
         if not self._operations:
-            raise Problem(404, "not-found", "nothing is at this path; /openapi.json lists what is there")
+            raise Problem(404, "not-found", "nothing is at this path; /docs lists what is there")
         if operation is None:
             detail = f"{request.method:.20} is not for this path; {self._allow} are"
             raise Problem(405, "method-not-allowed", detail, headers={"Allow": self._allow})
         return await operation.handler(request)
 
 
+_QUOTA = "zq.quota"
+
+
 class _Guarded:
     """An ASGI application around an answer: failures become problems, and nothing else gets out."""
 
-    def __init__(self, inner: Any, responses: Counter[int]) -> None:
+    def __init__(self, inner: _Path, cors: Cors, responses: Counter[int]) -> None:
         self._inner = inner
+        self._cors = cors
         self._responses = responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,13 +193,21 @@ class _Guarded:
         request = Request(scope, receive, send)
         try:
             _check_path(scope)
-            response: ASGIApp = await self._inner(request)
+            response: ASGIApp = self._cors.preflight(request.method, request.headers) or await self._inner(request)
         except ClientDisconnect:
             return
         except Exception as error:
             response = problem_of(error, request).response()
         assert isinstance(response, Response)
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        said = response.raw_headers
+        said.append((b"x-content-type-options", b"nosniff"))
+        for name, value in scope.get(_QUOTA, {}).items():
+            said.append((name.lower().encode(), value.encode()))
+        for name, value in self._cors.headers(request.headers.get("origin")).items():
+            said.append((name.lower().encode(), value.encode("latin-1")))
+        asked = request.headers.get("x-request-id")
+        if asked and len(asked) <= REQUEST_ID_CHARS_MAX and asked.isascii() and asked.isprintable():
+            said.append((b"x-request-id", asked.encode()))
         self._responses[response.status_code] += 1
         await response(scope, receive, send)
 
@@ -144,7 +217,7 @@ def unauthorised() -> Problem:
     return Problem(
         401,
         "unauthorised",
-        "send the token: Authorization: Bearer …; it is in the file 'token' of the data folder, and `zq up` shows it",
+        "send a token: Authorization: Bearer …; the file 'token' in the data folder has one, `zq tokens` makes others",
         headers={"WWW-Authenticate": 'Bearer realm="zq"'},
     )
 
@@ -163,7 +236,9 @@ def problem_of(error: Exception, request: Request) -> Problem:
         case Invalid():
             return problems.invalid("#", str(error)[:1000])
         case _:
-            log.exception("a request failed", exc_info=error, extra={"method": request.method, "path": request["path"]})
+            seen = {"method": request.method, "path": request["path"]}
+            seen["request"] = request.headers.get("x-request-id", "")
+            log.exception("a request failed", exc_info=error, extra=seen)
             return Problem(500, "defect", "this is a defect of zq, not of the request; the server's log says more")
 
 

@@ -1,20 +1,29 @@
 """Who may do what: a bearer token in the header, or on the page a cookie that can only read, and a key for its tab.
 
-Pure but for `ensure_token`. Nothing here needs the web framework, so that `zq up` can make and show the token.
-The token itself is never kept in memory by the server, logged, or put into a cookie: only its SHA-256 is.
+There are the administrator's token, the tokens of `zq tokens` (`zq.web.tokens`), and students' upload tokens, which are
+signed and kept nowhere. Pure but for `ensure_token`. Nothing here needs the web framework, so that `zq up` can make and
+show the token. No token is kept in memory by the server, logged, or put into a cookie: only its SHA-256 is.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import os
 import secrets
 import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Final
 
 from zq.config import ConfigError
+from zq.web.tokens import TokenBook
 
 TOKEN_CHARS_MIN = 32
 TOKEN_BYTES_MAX = 512
@@ -27,12 +36,15 @@ class Scope(StrEnum):
     PUBLIC = "public"
     READ = "read"
     SUBMIT = "submit"
-    """Hand in jobs, and what a student's client sends."""
+    """Hand in jobs, each token to queues of its own; to the queue of the merges: what a student's client sends."""
     OPERATE = "operate"
     """Cancel, retry, make and change exams."""
+    ADMIN = "admin"
+    """All of it."""
 
 
 ALL = frozenset(Scope)
+ANY_QUEUE: Final = ("*",)
 PAGE = frozenset({Scope.PUBLIC, Scope.READ})
 """What the page's cookie opens. Cookies are sent along by any page of the same host, whatever its port: one that could
 change something would be open to forged requests."""
@@ -42,29 +54,94 @@ and the storage it is kept in belongs to one port, and one tab, alone."""
 NOBODY = frozenset({Scope.PUBLIC})
 
 
-class Gate:
-    """Decides from a request's headers what it may do."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what it may do."""
 
-    def __init__(self, token: str) -> None:
+    name: str
+    """Whose requests are counted together, and whose Idempotency-Keys are one set. Empty for nobody."""
+    scopes: frozenset[Scope]
+    queues: tuple[str, ...] = ()
+    """Patterns of the queues it may submit to."""
+    student: tuple[str, str] | None = None
+    """(exam id, student id) if it may only do what is this student's own."""
+    requests_per_minute: int | None = None
+    """None: as the server is configured."""
+
+    def may_submit(self, queue: str) -> bool:
+        return Scope.SUBMIT in self.scopes and any(fnmatchcase(queue, pattern) for pattern in self.queues)
+
+
+STRANGER = Caller("", NOBODY)
+STUDENT_TOKEN = "zqs_"
+STUDENT_REQUESTS_PER_MINUTE: Final = 600
+"""Heartbeats, chunks every second, and a backlog of them after a pause."""
+
+
+class Gate:
+    """Decides from a request's headers who it is."""
+
+    def __init__(
+        self, token: str, book: TokenBook | None = None, clock_s: Callable[[], float] = time.time
+    ) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
         self._page_digest = hashlib.sha256(self.page_cookie_value().encode()).digest()
         self._page_key_digest = hashlib.sha256(self.page_key().encode()).digest()
+        self._student_key = hmac.new(self._digest, b"zq student: upload", hashlib.sha256).digest()
+        self._book = book
+        self._clock_s = clock_s
 
     def scopes(self, authorization: str | None, cookie: str | None) -> frozenset[Scope]:
+        return self.caller(authorization, cookie).scopes
+
+    def caller(self, authorization: str | None, cookie: str | None) -> Caller:
         """A wrong bearer token opens nothing, even beside a right cookie."""
         if authorization is not None:
             scheme, _, given = authorization.partition(" ")
-            if scheme.lower() != "bearer":
-                return NOBODY
-            if self.is_token(given.strip()):
-                return ALL
-            return PAGE_TAB if _same(given.strip(), self._page_key_digest) else NOBODY
+            return self._bearer(given.strip()) if scheme.lower() == "bearer" else STRANGER
         if cookie is not None and _same(cookie, self._page_digest):
-            return PAGE
-        return NOBODY
+            return Caller("page", PAGE)
+        return STRANGER
+
+    def _bearer(self, given: str) -> Caller:
+        if given.startswith(STUDENT_TOKEN):
+            return self._student(given)
+        if self.is_token(given):
+            return Caller("admin", ALL, ANY_QUEUE)
+        if _same(given, self._page_key_digest):
+            return Caller("page", PAGE_TAB)
+        token = self._book.find(given, self._clock_s()) if self._book is not None else None
+        if token is None:
+            return STRANGER
+        scopes, queues = _read_scopes(token.scopes)
+        return Caller(f"token:{token.name}", scopes, queues, None, token.requests_per_minute)
 
     def is_token(self, given: str) -> bool:
         return _same(given, self._digest)
+
+    def student_token(self, exam_id: str, student_id: str, expires_s: int) -> str:
+        """An upload token for one student until a Unix time. It says whose it is, and nobody else can make one; it ends
+        with the administrator's token. The ids have no colon (`zq.exams.names`)."""
+        said = f"{exam_id}:{student_id}:{expires_s}".encode()
+        return f"{STUDENT_TOKEN}{_text64(said)}.{_text64(self._signature(said))}"
+
+    def _student(self, given: str) -> Caller:
+        said, _, signature = given.removeprefix(STUDENT_TOKEN)[:1024].partition(".")
+        try:
+            text = _bytes64(said)
+            if not hmac.compare_digest(_bytes64(signature), self._signature(text)):
+                return STRANGER
+        except (ValueError, binascii.Error):
+            return STRANGER
+        exam_id, student_id, expires_s = text.decode().split(":")
+        if self._clock_s() >= int(expires_s):
+            return STRANGER
+        name = f"student:{exam_id}:{student_id}"
+        scopes = NOBODY | {Scope.SUBMIT}
+        return Caller(name, scopes, (), (exam_id, student_id), STUDENT_REQUESTS_PER_MINUTE)
+
+    def _signature(self, said: bytes) -> bytes:
+        return hmac.digest(self._student_key, said, "sha256")
 
     def page_cookie_value(self) -> str:
         """Follows from the token, does not reveal it, and changes with it. Any server on this host sees it."""
@@ -73,6 +150,24 @@ class Gate:
     def page_key(self) -> str:
         """The same for the key of the page's tab."""
         return hmac.new(self._digest, b"zq page: operate", hashlib.sha256).hexdigest()
+
+
+def _read_scopes(texts: tuple[str, ...]) -> tuple[frozenset[Scope], tuple[str, ...]]:
+    scopes, queues = set(NOBODY), []
+    for text in texts:
+        name, _, queue = text.partition(":")
+        scopes.add(Scope(name))
+        if name == Scope.SUBMIT:
+            queues.append(queue or "*")
+    return (ALL, ANY_QUEUE) if Scope.ADMIN in scopes else (frozenset(scopes), tuple(queues))
+
+
+def _text64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _bytes64(text: str) -> bytes:
+    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def _same(given: str, digest: bytes) -> bool:

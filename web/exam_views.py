@@ -67,6 +67,13 @@ class ExamDetail(View, frozen=True):
     """`after` of the next page of students; null when there is none."""
 
 
+class UploadToken(View, frozen=True):
+    """Opens heartbeat, segments, finish and status of one student, and nothing else."""
+
+    token: str
+    expires_at: str
+
+
 class FinishView(View, frozen=True):
     student: StudentView
     first: bool

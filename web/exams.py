@@ -11,13 +11,14 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zq.exams import merging, names
-from zq.exams.model import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX, MergeRequest, Student
+from zq.exams import merging, names, times
+from zq.exams.model import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX, Exam, MergeRequest, Student
 from zq.exams.status import MergeState
 from zq.exceptions import Refused, Unavailable
 from zq.web.answers import json_response, query, whole_number
 from zq.web.auth import Scope
 from zq.web.bodies import read_body, read_json
+from zq.web.callers import client_ip
 from zq.web.exam_views import (
     ExamDetail,
     ExamList,
@@ -25,6 +26,7 @@ from zq.web.exam_views import (
     ExamView,
     FinishView,
     StudentView,
+    UploadToken,
     exam_view,
     student_view,
 )
@@ -40,6 +42,9 @@ T = TypeVar("T")
 EXAM_ROWS = 50
 IGNORED_BODY_BYTES_MAX = 4096
 """Heartbeats and finishes need no body; clients that send one all the same are not refused for it."""
+
+TOKEN_AFTER_END_MS = 24 * 3600 * 1000
+"""An upload token outlives its exam by so much: for segments that come late."""
 
 Instant = int | str
 """Unix milliseconds, or ISO 8601 (local to the university if it has no offset)."""
@@ -141,6 +146,18 @@ class ExamRoutes:
         self._services.heartbeats.learn(exam_id, student_id)
         return json_response(await asyncio.to_thread(self._student_view, student))
 
+    async def make_token(self, request: Request) -> Response:
+        exam_id, student_id = student_key(request)
+        await self._ignore_body(request)
+        student, exam = await asyncio.to_thread(self._student_and_exam, exam_id, student_id)
+        expires_ms = max(exam.end_ms, now_ms()) + TOKEN_AFTER_END_MS
+        token = self._services.gate.student_token(student.exam_id, student.student_id, expires_ms // 1000)
+        made = UploadToken(token=token, expires_at=times.show(expires_ms, self._store.zone))
+        return json_response(made, 201)
+
+    def _student_and_exam(self, exam_id: str, student_id: str) -> tuple[Student, Exam]:
+        return self._store.get_student(exam_id, student_id), self._store.get_exam(exam_id)
+
     async def heartbeat(self, request: Request) -> Response:
         exam_id, student_id = student_key(request)
         await self._ignore_body(request)
@@ -194,6 +211,7 @@ class ExamRoutes:
     def operations(self) -> list[Operation]:
         json_in = (400, 408, 413, 415, 422, 503)
         student = "/v1/exams/{exam_id}/students/{student_id}"
+        queue = merging.QUEUE
         limit = Parameter("limit", f"Rows of a page, at most {PAGE_ROWS_MAX}", type=int)
         return [
             Operation(
@@ -215,20 +233,24 @@ class ExamRoutes:
                 body=ExamTimes, answers=((200, ExamView),), errors=(404, *json_in),
             ),
             Operation(
-                "GET", student, self.get_student, "A student with presence and recording", Scope.READ,
+                "GET", student, self.get_student, "A student with presence and recording", Scope.READ, own=True,
                 answers=((200, StudentView),), errors=(404, 422, 503),
             ),
             Operation(
                 "POST", f"{student}/login", self.login, "A student begins, or comes back", Scope.SUBMIT,
-                body=Login, answers=((200, StudentView),), errors=(404, 409, *json_in),
+                queue=queue, body=Login, answers=((200, StudentView),), errors=(404, 409, *json_in),
+            ),
+            Operation(
+                "POST", f"{student}/token", self.make_token, "A token for this student's own client alone",
+                Scope.SUBMIT, queue=queue, answers=((201, UploadToken),), errors=(404, 408, 409, 413, 422, 503),
             ),
             Operation(
                 "POST", f"{student}/heartbeat", self.heartbeat, "A sign of life", Scope.SUBMIT,
-                answers=((204, None),), errors=(404, 408, 413, 422, 503),
+                queue=queue, own=True, answers=((204, None),), errors=(404, 408, 413, 422, 503),
             ),
             Operation(
                 "POST", f"{student}/finish", self.finish, "A student is done: the merge is submitted", Scope.SUBMIT,
-                answers=((202, FinishView), (200, FinishView)), errors=(404, 408, 413, 422, 503),
+                queue=queue, own=True, answers=((202, FinishView), (200, FinishView)), errors=(404, 408, 413, 422, 503),
             ),
         ]  # fmt: skip
 
@@ -236,12 +258,6 @@ class ExamRoutes:
 def student_key(request: Request) -> tuple[str, str]:
     """Raises ExamError for what cannot be ids, before they are used for anything."""
     return names.exam_id(request.path_params["exam_id"]), names.student_id(request.path_params["student_id"])
-
-
-def client_ip(request: Request) -> str:
-    """As this server saw it; empty behind a Unix socket. An IPv6 zone is left out."""
-    host = request.client.host if request.client is not None else ""
-    return host.partition("%")[0][: names.IP_CHARS_MAX]
 
 
 async def submit(services: Services, merge: MergeRequest) -> bool:

@@ -88,7 +88,7 @@ def _responses(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
         elif operation.media_type != "application/json":
             response["content"] = {operation.media_type: {}}
         responses[str(status)] = response
-    refusals = {*operation.errors, *(() if operation.scope is Scope.PUBLIC else (401, 403))}
+    refusals = {*operation.errors, *(() if operation.scope is Scope.PUBLIC else (401, 403, 429))}
     for status in sorted(refusals):
         responses[str(status)] = {"$ref": "#/components/responses/problem"}
     return responses

@@ -33,8 +33,16 @@ class Operation:
     handler: Handler
     summary: str
     scope: Scope
+    queue: str = ""
+    """The queue that a token must be allowed to submit to; without one, its own handler asks for that."""
+    own: bool = False
+    """A student's token opens it for what is this student's own: `{exam_id}` and `{student_id}` of the path, or, if the
+    path has none, what the handler finds in the body."""
+    tokenless: bool = False
+    """Opens without a token for the networks of `web.exam_client_networks`."""
     body: Any = None
     """The type of its JSON body; `bytes` for a raw one."""
+    body_types: tuple[str, ...] = ("application/json",)
     answers: tuple[tuple[int, Any], ...] = ((200, None),)
     """Status and type of the body; None for no body or one that is not JSON."""
     media_type: str = "application/json"

@@ -59,16 +59,19 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def raise_descriptor_limit(wanted: int) -> None:
-    """Allow `wanted` open files. Raises ConfigError if this machine does not let us."""
+def affordable_connections(wanted: int) -> int:
+    """How many connections this process may have open, at most `wanted`; raises its limit of open files for them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise ConfigError(
-            f"web.max_connections needs {wanted} open files, this process may have {hard}; lower it, or raise ulimit -n"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    files = wanted + DESCRIPTORS_BESIDE_CONNECTIONS
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return wanted
+    if hard != resource.RLIM_INFINITY and hard < files:
+        # The hard limit is the administrator's. Fewer connections than hoped for are better than none.
+        files = hard
+        wanted = max(1, hard - DESCRIPTORS_BESIDE_CONNECTIONS)
+        log.warning("this process may have %d open files: %d connections at once (ulimit -n allows more)", hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return wanted
 
 
 class _Server(uvicorn.Server):
@@ -99,8 +102,7 @@ class _Server(uvicorn.Server):
 
 def serve(app: ASGIApp, listener: socket.socket, section: WebSection, *, stopping: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT. `stopping` is called then, in the loop, so that long polls can end."""
-    raise_descriptor_limit(section.max_connections + DESCRIPTORS_BESIDE_CONNECTIONS)
-    bounds = Bounds(section.header_timeout_s, WRITE_TIMEOUT_S, section.max_connections)
+    bounds = Bounds(section.header_timeout_s, WRITE_TIMEOUT_S, affordable_connections(section.max_connections))
     config = uvicorn.Config(
         app,
         http=protocol_with(bounds),
@@ -111,7 +113,8 @@ def serve(app: ASGIApp, listener: socket.socket, section: WebSection, *, stoppin
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(section.trusted_proxies),
+        forwarded_allow_ips=list(section.trusted_proxies),
         backlog=BACKLOG,
         timeout_keep_alive=int(KEEP_ALIVE_S),
         timeout_graceful_shutdown=DRAIN_S,

@@ -21,6 +21,7 @@ from zq.exams.storage import RecordingStorage
 from zq.protocol.messages import Role
 from zq.web.auth import Gate
 from zq.web.event_feed import EventFeed
+from zq.web.tokens import TokenBook, tokens_folder
 
 if TYPE_CHECKING:
     from zq.exams.store import ExamStore
@@ -40,7 +41,7 @@ class Services:
 
     def __init__(self, config: Config, token: str) -> None:
         self.config = config
-        self.gate = Gate(token)
+        self.gate = Gate(token, TokenBook(tokens_folder(config)))
         self.late_store = LateStore(config)
         self.store = cast("ExamStore", self.late_store)
         self.heartbeats = HeartbeatBuffer(LatePresence(self.late_store))

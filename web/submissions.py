@@ -23,6 +23,7 @@ from zq.web import problems, views
 from zq.web.answers import json_response
 from zq.web.auth import Scope
 from zq.web.bodies import read_json
+from zq.web.callers import caller_of, check_queue
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import Problem, ProblemBody, outcome_unknown
 from zq.web.services import Services
@@ -101,7 +102,9 @@ class SubmissionRoutes:
             request, JobSubmission, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s
         )
         key = idempotency_key(request.headers.get("idempotency-key"))
-        job_id = new_job_id() if key is None else job_id_from("http", key)
+        caller = caller_of(request)
+        check_queue(caller, body.queue)
+        job_id = new_job_id() if key is None else job_id_from("http", caller.name, key)
         try:
             job = await self._services.client.submit_request(request_of(body, job_id))
         except Conflict:
@@ -116,12 +119,17 @@ class SubmissionRoutes:
         web = self._services.config.web
         body = await read_json(request, JobBatch, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s)
         key = idempotency_key(request.headers.get("idempotency-key"))
+        caller = caller_of(request)
         items: dict[int, BatchItem] = {}
         good: list[tuple[int, JobRequest]] = []
         for index, job in enumerate(body.jobs):
-            one = request_of(job, new_job_id() if key is None else job_id_from("http-batch", key, str(index)))
+            job_id = new_job_id() if key is None else job_id_from("http-batch", caller.name, key, str(index))
+            one = request_of(job, job_id)
             try:
+                check_queue(caller, job.queue)
                 encode(one, self._services.config.worker)
+            except Problem as problem:
+                items[index] = _refused_item(problem)
             except Invalid as error:
                 items[index] = _refused_item(problems.invalid(f"#/jobs/{index}", str(error)[:1000]))
             else:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zq.exams import names
+from zq.exams.merging import QUEUE
 from zq.exams.model import Student
 from zq.exams.segment_index import read_index, record_segment
 from zq.exams.segments import SEQ_MAX, TS_MS_MAX, MergeRefused, Segment
@@ -26,8 +27,9 @@ from zq.exams.storage import SegmentWriter
 from zq.web.answers import json_response
 from zq.web.auth import Scope
 from zq.web.bodies import chunks, declared_bytes
+from zq.web.callers import client_ip
 from zq.web.exam_views import SegmentView
-from zq.web.exams import client_ip, student_key, submit
+from zq.web.exams import student_key, submit
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import Problem, invalid
 from zq.web.services import Services, now_ms
@@ -123,7 +125,7 @@ class UploadRoutes:
         return [
             Operation(
                 "PUT", "/v1/exams/{exam_id}/students/{student_id}/segments/{name:anything}", self.put_segment,
-                "Upload a segment; the same bytes again are fine", Scope.SUBMIT, body=bytes,
+                "Upload a segment; the same bytes again are fine", Scope.SUBMIT, queue=QUEUE, own=True, body=bytes,
                 answers=((201, SegmentView), (200, SegmentView)), parameters=headers,
                 errors=(400, 404, 408, 409, 413, 422, 503),
             )

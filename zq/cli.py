@@ -58,6 +58,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "scheduler": Lazy("zq.scheduler.__main__", "command", "Run the scheduler in the foreground.", "scheduler"),
     "web": Lazy("zq.web.__main__", "command", "Run the web service in the foreground.", "web"),
     "top": Lazy("zq.monitor.__main__", "main", "Watch queues, workers and jobs live (also: zq-top).", "top"),
+    "tokens": Lazy("zq.tokens_cli", "command", "Make, list and revoke tokens for the HTTP API.", "web"),
     "keys": Lazy("zq.keys_cli", "command", "Make, list and revoke the keys of other machines."),
 }
 

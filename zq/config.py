@@ -9,6 +9,7 @@ This module imports nothing of zq's, so every layer may read it.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ Tag = Annotated[str, Meta(pattern=r"^\S+$", max_length=64)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Slots = Annotated[int, Meta(ge=1, le=1024)]
+Origin = Annotated[str, Meta(pattern=r"^(\*|https?://[^/\s]+)$", max_length=255)]
+Network = Annotated[str, Meta(pattern=r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", max_length=64)]
 
 
 class ConfigError(Exception):
@@ -119,7 +122,15 @@ class WebSection(Section, frozen=True):
     body_timeout_s: Seconds = 120.0
     """A request body must have arrived within this time."""
     header_timeout_s: Seconds = 10.0
-    max_connections: Annotated[int, Meta(ge=1, le=65536)] = 1000
+    max_connections: Annotated[int, Meta(ge=1, le=65536)] = 10_000
+    requests_per_minute: Annotated[int, Meta(ge=1, le=100_000_000)] = 120_000
+    """Of one token; a token may have a bound of its own (`zq tokens new --requests-per-minute`)."""
+    cors_origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = ()
+    """Origins, such as `https://exam.example.edu`, whose pages may call the API from a browser; none by default."""
+    exam_client_networks: Annotated[tuple[Network, ...], Meta(max_length=64)] = ()
+    """Networks, such as `10.0.0.0/8`, whose exam clients may use the calls under `/api/` without a token."""
+    trusted_proxies: Annotated[tuple[Network, ...], Meta(max_length=64)] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none by default."""
 
 
 class ExamsSection(Section, frozen=True):
@@ -223,8 +234,18 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
         config = msgspec.convert(table, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error, source, from_env)) from None
+    _check_networks(config.web)
     data_dir = (base / Path(config.data_dir).expanduser()).resolve()
     return msgspec.structs.replace(config, data_dir=str(data_dir), source=source)
+
+
+def _check_networks(web: WebSection) -> None:
+    for key in ("exam_client_networks", "trusted_proxies"):
+        for text in getattr(web, key):
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise ConfigError(f"web.{key}: {error}; write it like 10.0.0.0/8 or 192.168.1.7") from None
 
 
 def _add_built_in_queues(table: dict[str, Any]) -> None:

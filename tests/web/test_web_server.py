@@ -38,6 +38,8 @@ class Server:
         self.process = Process("zq.web", config, self.port, folder / "log")
         self.token = (folder / "var" / "token").read_text().strip()
         self.folder = folder
+        # It listens before it serves, and only who serves ends well when it is told to stop.
+        assert self.ask("GET", "/healthz")[0] == 200
 
     def head(self, method: str, path: str, *headers: str) -> bytes:
         lines = [f"{method} {path} HTTP/1.1", "Host: zq.test", f"Authorization: Bearer {self.token}", *headers, "", ""]
@@ -278,14 +280,20 @@ def test_a_port_in_use_and_a_wrong_configuration_are_told_apart_from_crashes(web
     assert "Traceback" not in taken.stderr + nowhere.stderr + wrong.stderr
 
 
-def test_open_files_are_raised_for_the_connections_or_refused() -> None:
+def test_open_files_are_raised_for_the_connections_or_these_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    beside = server.DESCRIPTORS_BESIDE_CONNECTIONS
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-        server.raise_descriptor_limit(512)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 512
+        assert server.affordable_connections(256) == 256
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256 + beside
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, both: set_to.append(both))
+    assert server.affordable_connections(10_000) == 4096 - beside
+    assert set_to == [(4096, 4096)]
 
 
 def test_loopback_is_told_from_the_world() -> None:
