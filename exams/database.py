@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import zoneinfo
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import exc as sql_errors
 
-from zq.exams import tables
+from zq.exams import migrate, shape
 from zq.exams.errors import ExamError
 
 BUSY_TIMEOUT_S = 10.0
@@ -22,14 +23,22 @@ BUSY_TIMEOUT_S = 10.0
 POOL_CONNECTIONS = 4
 
 _WRITES = "zq_writes"
+_NOTICES = "zq_notices"
+_NOT_REPLICATED = "canceling wait for synchronous replication"
 _DEFECTS = (
     sql_errors.IntegrityError,
     sql_errors.ProgrammingError,
-    sql_errors.DataError,
     sql_errors.InternalError,
     sql_errors.NotSupportedError,
 )
 _CHUNK_ROWS = 500
+_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+"""What a URL without a driver means: those of the extras."""
 
 _Item = TypeVar("_Item")
 
@@ -43,15 +52,22 @@ def chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 class Database:
     """A small pool of connections. Safe to share between threads; make a new one after a fork.
 
-    Opening it creates what is missing of the schema, also when several processes do so at once. Raises
-    ExamError("invalid") for a URL that cannot be used, ExamError("unavailable") if the database cannot be reached.
+    Opening it brings the schema to the newest revision, also when several processes do so at once. `zone` is that of
+    the local times in a database that was there before zq. Raises ExamError: "invalid" for a URL or a database that
+    cannot be used, "conflict" for one with duplicates, "unavailable" if it cannot be reached.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, zone: zoneinfo.ZoneInfo, *, merge_duplicates: bool = False) -> None:
         self._engine = _engine(url)
         self._writer = self._engine.execution_options(**{_WRITES: True})
         try:
-            self._create_schema()
+            with self.read() as connection:
+                ready = migrate.version_of(connection) == migrate.HEAD
+            if not ready:
+                with self.write() as connection:
+                    migrate.upgrade(connection, merge_duplicates=merge_duplicates)
+            with self.read() as connection:
+                shape.set_shape(self._engine.dialect, shape.find_shape(connection, zone))
         except BaseException:
             self._engine.dispose()
             raise
@@ -59,6 +75,11 @@ class Database:
     @property
     def engine(self) -> Engine:
         return self._engine
+
+    @property
+    def shape(self) -> shape.Shape:
+        """How its tables keep times and ids."""
+        return shape.shape_of(self._engine.dialect)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -73,24 +94,37 @@ class Database:
         On SQLite there is one writer at a time, from the first statement on. On other databases, rows that a decision
         rests on must be read with `with_for_update()`, in the order of their keys.
         """
-        with _translated(), self._writer.begin() as connection:
-            yield connection
+        with _translated():
+            with self._writer.begin() as connection:
+                notices = _notices_of(connection)
+                notices.clear()
+                yield connection
+            _refuse_unsure(notices)
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _create_schema(self) -> None:
-        with self.write() as connection:
-            tables.metadata.create_all(connection, checkfirst=True)
-            found = connection.execute(select(tables.schema.c.version)).scalar_one_or_none()
-            if found is None:
-                connection.execute(tables.schema.insert().values(id=1, version=tables.SCHEMA_VERSION))
-            elif found != tables.SCHEMA_VERSION:
-                raise ExamError(
-                    "invalid",
-                    f"the exam database has schema version {found}, this zq knows {tables.SCHEMA_VERSION}; "
-                    "use the zq that made it, or a newer one",
-                )
+
+def plan(url: str) -> migrate.Plan:
+    """What opening this database would do to its schema. Looks only, but for an SQLite file that is made if missing."""
+    engine = _engine(url)
+    try:
+        with _translated(), engine.begin() as connection:
+            return migrate.plan(connection)
+    finally:
+        engine.dispose()
+
+
+def _notices_of(connection: Connection) -> list[str]:
+    """What PostgreSQL has said on this connection beside its answers."""
+    found: list[str] = connection.info.setdefault(_NOTICES, [])
+    return found
+
+
+def _refuse_unsure(notices: list[str]) -> None:
+    """A commit whose wait for the standby was broken off looks like a success, and may be lost with this server."""
+    if any(_NOT_REPLICATED in notice for notice in notices):
+        raise ExamError("unavailable", "PostgreSQL did not wait for its standby, so this may not last; try again")
 
 
 @contextmanager
@@ -98,32 +132,65 @@ def _translated() -> Iterator[None]:
     """A database that is away, locked or full is `unavailable`; anything else is a defect and stays as it is."""
     try:
         yield
+    except sql_errors.DataError as error:
+        raise ExamError("invalid", f"the exam database does not take a value: {_cause(error)}") from error
     except (sql_errors.DatabaseError, sql_errors.InterfaceError, sql_errors.TimeoutError) as error:
         if isinstance(error, _DEFECTS):
             raise
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0][:200]
-        raise ExamError("unavailable", f"the exam database cannot be used now ({cause}); try again") from error
+        raise ExamError("unavailable", f"the exam database cannot be used now ({_cause(error)}); try again") from error
+
+
+def _cause(error: BaseException) -> str:
+    return (str(getattr(error, "orig", None) or error).splitlines() or [""])[0][:200]
 
 
 def _engine(url: str) -> Engine:
     try:
         parsed = sqlalchemy.make_url(url)
+        if parsed.drivername in _DRIVERS:
+            parsed = parsed.set(drivername=_DRIVERS[parsed.drivername])
         sqlite = parsed.get_backend_name() == "sqlite"
         if sqlite and parsed.database in {None, "", ":memory:"}:
             raise ExamError("invalid", "exams.database: SQLite needs a file, such as sqlite:////var/lib/zq/exams.db")
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else _server_options(parsed)
         engine = sqlalchemy.create_engine(
             parsed, pool_size=POOL_CONNECTIONS, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S, **options
         )
     except ModuleNotFoundError as error:
-        raise ExamError("invalid", f"exams.database: the driver is not installed: {error}") from None
+        raise ExamError(
+            "invalid",
+            f"exams.database: the driver is not installed ({error}); pip install 'zq[postgres]' or 'zq[mysql]'",
+        ) from None
     except sql_errors.ArgumentError as error:
         raise ExamError("invalid", f"exams.database is not a database URL: {error}") from None
     if sqlite:
         _make_file(Path(str(parsed.database)))
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    elif parsed.drivername == "postgresql+psycopg":
+        event.listen(engine, "connect", _hear_notices)
     return engine
+
+
+def _server_options(url: sqlalchemy.URL) -> dict[str, Any]:
+    # READ COMMITTED: a statement behind a lock must see what the holder of the lock has written.
+    options: dict[str, Any] = {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
+    if url.get_backend_name() in {"mysql", "mariadb"}:
+        wait_s = int(BUSY_TIMEOUT_S)
+        # Strict: a value that does not fit is an error, not cut off.
+        settings = f"SET SESSION innodb_lock_wait_timeout={wait_s}, sql_mode=CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
+        options |= {"connect_args": {"connect_timeout": wait_s, "init_command": settings}, "pool_recycle": 3600}
+    elif url.drivername == "postgresql+psycopg":
+        wait_ms = int(BUSY_TIMEOUT_S * 1000)
+        # A connection that died in a transaction must not hold its locks for long.
+        settings = f"-c lock_timeout={wait_ms} -c idle_in_transaction_session_timeout=60000"
+        options |= {"connect_args": {"connect_timeout": int(BUSY_TIMEOUT_S), "options": settings}}
+    return options
+
+
+def _hear_notices(connection: Any, record: Any) -> None:
+    notices: list[str] = record.info.setdefault(_NOTICES, [])
+    connection.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
 
 
 def _make_file(path: Path) -> None:

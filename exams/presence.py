@@ -41,7 +41,8 @@ class SqlPresence:
                 rows_of_exam = _lock_students(connection, exam_id, sorted(by_exam[exam_id]))
                 present = {row.student_id for row in rows_of_exam}
                 unknown += [(exam_id, s) for s in by_exam[exam_id] if s not in present]
-                rows += [] if over[exam_id] else rows_of_exam
+                # A foreign column may take 'a' for 'A'.
+                rows += [] if over[exam_id] else [row for row in rows_of_exam if row.student_id in by_exam[exam_id]]
             written, came_online = _write(connection, rows, by_exam, now_ms)
         return Recorded(written, tuple(came_online), tuple(unknown))
 

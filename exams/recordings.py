@@ -144,7 +144,7 @@ def open_requests(connection: Connection, not_after_ms: int) -> list[MergeReques
         select(exam_students.c.exam_id, exam_students.c.student_id, exam_students.c.student_name, recordings.c.job_id)
         .join_from(recordings, exam_students)
         .where(recordings.c.state == MergeState.REQUESTED, recordings.c.requested_at <= not_after_ms)
-        .order_by(recordings.c.requested_at)
+        .order_by(recordings.c.requested_at, recordings.c.student_exam_id)
         .limit(REQUESTS_PER_CHECK_MAX)
     )
     return [MergeRequest(*row) for row in rows]

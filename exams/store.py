@@ -27,6 +27,7 @@ from zq.exams.model import (
     Student,
     SubmittedMerge,
 )
+from zq.exams.shape import is_numeric_id
 from zq.exams.status import Action, Event, ExamStatus, MergeState, StudentStatus, exam_status, step
 from zq.exams.tables import exam_students, exams, history
 from zq.exams.tables import recordings as recordings_table
@@ -46,7 +47,7 @@ class ExamStore:
 
     def __init__(self, url: str, zone: str) -> None:
         self.zone = times.zone(zone)
-        self.database = Database(url)
+        self.database = Database(url, self.zone)
 
     def close(self) -> None:
         self.database.close()
@@ -60,6 +61,7 @@ class ExamStore:
         names.exam_id(exam_id)
         name = names.exam_name(name)
         start_ms, end_ms = self._period(start, end)
+        self._require_makes_exams(exam_id)
         status = exam_status(start_ms, end_ms, now_ms)
         values = {"id": exam_id, "name": name, "start_time": start_ms, "end_time": end_ms}
         try:
@@ -119,6 +121,15 @@ class ExamStore:
                 update(exams).where(exams.c.id == exam_id).values(start_time=start_ms, end_time=end_ms, status=status)
             )
         return Exam(exam_id, before.name, start_ms, end_ms, status, before.created_ms)
+
+    def _require_makes_exams(self, exam_id: str) -> None:
+        """In a database that another application made, exams may need what zq does not know."""
+        shape = self.database.shape
+        if shape.required:
+            columns = ", ".join(shape.required)
+            raise ExamError("invalid", f"make exams in the application that owns this database; it needs {columns}")
+        if shape.numeric_ids and not is_numeric_id(exam_id):
+            raise ExamError("invalid", f"{exam_id!r} cannot be an exam id here; this database has whole numbers")
 
     def _period(self, start: times.Instant, end: times.Instant) -> tuple[int, int]:
         start_ms = times.to_ms(start, self.zone, "start time")
@@ -325,7 +336,7 @@ def _select_exams() -> Select[Any]:
 
 
 def _exam(row: Any) -> Exam:
-    return Exam(row.id, row.name, row.start_time, row.end_time, ExamStatus(row.status), row.created_at)
+    return Exam(row.id, row.name or "", row.start_time, row.end_time, ExamStatus(row.status), row.created_at or 0)
 
 
 def _find_exam(connection: Connection, exam_id: str, *, lock: bool = False, share: bool = False) -> Exam | None:
@@ -351,7 +362,7 @@ def _student(row: Any) -> Student:
     return Student(
         row.exam_id,
         row.student_id,
-        row.student_name,
+        row.student_name or "",
         StudentStatus(row.status),
         row.last_active,
         recordings.from_joined(row),
@@ -363,7 +374,7 @@ def _require_student(connection: Connection, exam_id: str, student_id: str, *, l
     if lock:
         connection.execute(select(exam_students.c.id).where(*this).with_for_update())
     row = connection.execute(_select_students().where(*this)).one_or_none()
-    if row is None:
+    if row is None or row.student_id != student_id:  # a foreign column may take 'a' for 'A'
         _require_exam(connection, exam_id)
         raise ExamError("not_found", f"no student {student_id!r} in exam {exam_id!r}; add him to the exam, or log in")
     return row

@@ -59,6 +59,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "web": Lazy("zq.web.__main__", "command", "Run the web service in the foreground.", "web"),
     "top": Lazy("zq.monitor.__main__", "main", "Watch queues, workers and jobs live (also: zq-top).", "top"),
     "tokens": Lazy("zq.tokens_cli", "command", "Make, list and revoke tokens for the HTTP API.", "web"),
+    "exam": Lazy("zq.cli_exam", "exam", "Prepare the exam database.", "web"),
     "keys": Lazy("zq.keys_cli", "command", "Make, list and revoke the keys of other machines."),
 }
 

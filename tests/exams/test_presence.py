@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import pytest
 from sqlalchemy import event
@@ -18,8 +17,8 @@ NOW_MS = 1_782_781_200_000
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ExamStore]:
-    store = ExamStore(f"sqlite:///{tmp_path / 'exams.db'}", "UTC")
+def store(database_url: str) -> Iterator[ExamStore]:
+    store = ExamStore(database_url, "UTC")
     store.create_exam("e1", "n", NOW_MS - 1000, NOW_MS + 7_200_000, now_ms=NOW_MS)
     store.ensure_students("e1", [("s1", "王小明"), ("s2", "李雷")])
     yield store

@@ -24,8 +24,8 @@ END_MS = START_MS + 7_200_000
 class Service:
     """A store with the process that listens for heartbeats."""
 
-    def __init__(self, path: Path) -> None:
-        self.store = ExamStore(f"sqlite:///{path / 'exams.db'}", "Asia/Shanghai")
+    def __init__(self, url: str) -> None:
+        self.store = ExamStore(url, "Asia/Shanghai")
         self.start()
 
     def start(self) -> None:
@@ -51,8 +51,8 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
+def service(database_url: str) -> Iterator[Service]:
+    service = Service(database_url)
     service.store.create_exam("e1", "期末", START_MS, END_MS, now_ms=START_MS - 1)
     for student_id in ("s1", "s2"):
         service.store.login("e1", student_id, now_ms=START_MS - 1, ip="10.0.0.9", name="王小明")
@@ -264,7 +264,10 @@ def _steps_of_a_check(service: Service, now_ms: int) -> int:
     return counted
 
 
-def test_fault_15_exams_that_are_over_cost_nothing(service: Service) -> None:
+def test_fault_15_exams_that_are_over_cost_nothing(tmp_path: Path) -> None:
+    service = Service(f"sqlite:///{tmp_path / 'exams.db'}")
+    service.store.create_exam("e1", "期末", START_MS, END_MS, now_ms=START_MS - 1)
+    service.store.login("e1", "s1", now_ms=START_MS - 1, ip="", name="王小明")
     service.listen(START_MS, START_MS + 10_000, {"s1": [START_MS]})
     service.check(START_MS)
     alone = _steps_of_a_check(service, START_MS + 1)
@@ -295,3 +298,4 @@ def test_fault_15_exams_that_are_over_cost_nothing(service: Service) -> None:
     assert _steps_of_a_check(service, START_MS + 2) <= alone * 1.2
     assert service.store.get_student("past-1", "s1").recording is not None
     assert service.check(START_MS + 3).live == 1
+    service.store.close()

@@ -1,0 +1,1 @@
+"""The exam store's schema, step by step: an Alembic environment, run by `zq.exams.migrate`."""
