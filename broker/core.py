@@ -25,6 +25,7 @@ from zq.broker.leases import Lease, Leases
 from zq.broker.orders import Orders
 from zq.broker.queries import Facts, Queries
 from zq.broker.records import Index, JobRow, state_prefix
+from zq.broker.registers import Registers
 from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState, full_name
 from zq.broker.submits import Submits
 from zq.broker.waiters import Waiter, Waiters
@@ -78,6 +79,7 @@ class Core:
         self.submits = Submits(self.book, self.room)
         self.orders = Orders(self.book, self.room, self.leases)
         self.feed = Feed(self.book)
+        self.registers = Registers(self.book)
         self.facts = facts if facts is not None else Facts(epoch=epoch, started_ms=now_ms)
         self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.feed, self.facts)
         self._waiters = Waiters()
@@ -92,6 +94,7 @@ class Core:
             m.RetryEnded: self._retry, m.Wait: self._wait, m.AskQueues: self._ask_queues, m.AskJobs: self._ask_jobs,
             m.AskJob: self._ask_job, m.AskWorkers: self._ask_workers, m.AskBroker: self._ask_broker,
             m.Drop: self._drop, m.SetQueue: self._set_queue, m.AskWhy: self._ask_why, m.AskEvents: self._ask_events,
+            m.AskRegisters: self._ask_registers, m.SetRegister: self._set_register,
         }  # fmt: skip
         self._adopt_running(view, now_ms)
 
@@ -375,6 +378,16 @@ class Core:
         else:
             self.orders.set_queue(session, message, now_ms)
             self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
+
+    def _ask_registers(self, session: Session, message: m.AskRegisters, now_ms: int) -> None:
+        self._send(session, self.registers.read(message))
+
+    def _set_register(self, session: Session, message: m.SetRegister, now_ms: int) -> None:
+        answer = self.registers.set(message)
+        if isinstance(answer, tuple):
+            self._refuse(session.peer, message.request, *answer)
+        else:
+            self._send(session, answer)
 
     def _drop_results(self, now_ms: int) -> None:
         """Drop results whose time is over, a few at a time: deletes need free pages too."""

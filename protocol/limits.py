@@ -55,6 +55,10 @@ WAITERS_MAX = 65_536
 """Clients that wait for the end of a job, all together."""
 WAITERS_PER_JOB_MAX = 64
 
+REGISTERS_MAX = 512
+REGISTER_BYTES_MAX = 1024
+"""All registers with their names fit into one frame."""
+
 PAGE_ROWS_MAX = 1000
 PAGE_BYTES = BATCH_BYTES_MAX // 2
 """A page ends early when it is about so large; one row more still fits into the frame."""

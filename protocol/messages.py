@@ -305,6 +305,24 @@ class AskEvents(FromPeer, frozen=True, tag=21):
     limit: Annotated[int, Meta(ge=1, le=limits.PAGE_ROWS_MAX)] = 500
 
 
+class AskRegisters(FromPeer, frozen=True, tag=22):
+    """Small values that are kept with the broker: those whose names begin with `prefix`."""
+
+    session: SessionId
+    request: Request
+    prefix: Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)] = ""
+
+
+class SetRegister(FromPeer, frozen=True, tag=23):
+    """Write a register if its revision is still one less than this; the first revision is 1."""
+
+    session: SessionId
+    request: Request
+    name: Name
+    revision: Annotated[int, Meta(ge=1, le=1 << 53)]
+    value: Annotated[bytes, Meta(max_length=limits.REGISTER_BYTES_MAX)]
+
+
 # ---------------------------------------------------------------------------------------------- from the broker
 
 
@@ -620,6 +638,26 @@ class QueueSet(FromBroker, frozen=True, tag=118):
     queue: QueueInfo
 
 
+class Register(Part, frozen=True):
+    name: Name
+    revision: Number
+    """0 for one that was never written."""
+    value: bytes
+
+
+class Registers(FromBroker, frozen=True, tag=119):
+    request: Request
+    registers: list[Register]
+
+
+class RegisterSet(FromBroker, frozen=True, tag=120):
+    """The register as it is now: as ordered if `done`, else as somebody else has left it."""
+
+    request: Request
+    register: Register
+    done: bool
+
+
 class Refusal(FromBroker, frozen=True, tag=199):
     """The answer no. `request` is 0 when the message had none, or could not be read."""
 
@@ -632,8 +670,9 @@ class Refusal(FromBroker, frozen=True, tag=199):
 PeerMessage = (
     Hello | Bye | Beat | Submit | Credit | Ack | Resume | Progress | Hold | Cancel | RetryEnded | Wait
     | AskQueues | AskJobs | AskJob | AskWorkers | AskBroker | Drop | SetQueue | AskWhy | AskEvents
+    | AskRegisters | SetRegister
 )  # fmt: skip
 BrokerMessage = (
     Welcome | Receipts | Dispatch | Acked | Resumed | BeatOk | Held | Revoke | Ended | Queues | Jobs | JobDetail
-    | Workers | Changed | BrokerInfo | Why | Events | QueueSet | Refusal
+    | Workers | Changed | BrokerInfo | Why | Events | QueueSet | Registers | RegisterSet | Refusal
 )  # fmt: skip

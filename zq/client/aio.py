@@ -27,7 +27,19 @@ from zq.config import Config
 from zq.exceptions import Invalid, Unavailable, ZqError
 from zq.protocol import limits, messages
 from zq.protocol.job import State, new_job_id
-from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, Events, JobDetail, QueueInfo, Receipt, Role, Why
+from zq.protocol.messages import (
+    BrokerInfo,
+    BrokerMessage,
+    Change,
+    Events,
+    JobDetail,
+    QueueInfo,
+    Receipt,
+    Register,
+    RegisterSet,
+    Role,
+    Why,
+)
 
 T = TypeVar("T")
 
@@ -157,6 +169,14 @@ class AsyncClient:
 
     async def resume(self, queue: str) -> QueueInfo:
         return await self.set_queue(queue, paused=False)
+
+    async def registers(self, prefix: str = "") -> list[Register]:
+        """As `Client.registers`."""
+        return await self._call(verbs.registers(prefix))
+
+    async def set_register(self, name: str, revision: int, value: bytes) -> RegisterSet:
+        """As `Client.set_register`: only as the revision after the one that is there."""
+        return await self._call(verbs.set_register(name, revision, value))
 
     async def jobs(
         self,

@@ -16,7 +16,18 @@ from zq.config import Config
 from zq.exceptions import Unavailable
 from zq.protocol import limits, messages
 from zq.protocol.job import State, new_job_id
-from zq.protocol.messages import BrokerInfo, BrokerMessage, Change, Events, JobDetail, QueueInfo, Receipt, Why
+from zq.protocol.messages import (
+    BrokerInfo,
+    BrokerMessage,
+    Change,
+    Events,
+    JobDetail,
+    QueueInfo,
+    Receipt,
+    Register,
+    RegisterSet,
+    Why,
+)
 
 T = TypeVar("T")
 
@@ -146,6 +157,18 @@ class BlockingCalls(ABC):
 
     def resume(self, queue: str) -> QueueInfo:
         return self.set_queue(queue, paused=False)
+
+    def registers(self, prefix: str = "") -> list[Register]:
+        """Small values that are kept with the broker, over restarts: those whose names begin with `prefix`, by name."""
+        return self._call(verbs.registers(prefix))
+
+    def set_register(self, name: str, revision: int, value: bytes) -> RegisterSet:
+        """Write a register if the one that is there has revision `revision` - 1 (0: was never written). The answer's
+        `done` says whether; its register is what is there now. At most 512 of 1024 bytes.
+
+        Needs the role "scheduler" or "admin". Raises Invalid, Unavailable, Refused(FORBIDDEN, BUSY).
+        """
+        return self._call(verbs.set_register(name, revision, value))
 
     def jobs(
         self,

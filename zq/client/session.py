@@ -44,7 +44,7 @@ RESEND_S: Final = 5.0
 Question = (
     messages.Submit | messages.Cancel | messages.RetryEnded | messages.Wait | messages.AskQueues | messages.AskJobs
     | messages.AskJob | messages.AskWorkers | messages.AskBroker | messages.AskWhy | messages.AskEvents
-    | messages.SetQueue | messages.Drop
+    | messages.SetQueue | messages.Drop | messages.AskRegisters | messages.SetRegister
 )  # fmt: skip
 """What may be asked. `session` and `request` are filled in here."""
 
@@ -62,6 +62,8 @@ ANSWERS: Final[dict[type, type]] = {
     messages.AskEvents: messages.Events,
     messages.SetQueue: messages.QueueSet,
     messages.Drop: messages.Changed,
+    messages.AskRegisters: messages.Registers,
+    messages.SetRegister: messages.RegisterSet,
 }
 """Question → its one answer; REFUSAL answers any."""
 

@@ -18,7 +18,7 @@ from zq.exceptions import Invalid
 from zq.protocol import codec, limits, messages
 from zq.protocol.errors import Code
 from zq.protocol.job import State, valid_name
-from zq.protocol.messages import BrokerMessage, Change, JobInfo, QueueInfo, Receipt, ReceiptStatus, WorkerInfo
+from zq.protocol.messages import BrokerMessage, Change, JobInfo, QueueInfo, Receipt, ReceiptStatus, Register, WorkerInfo
 
 T = TypeVar("T")
 
@@ -175,6 +175,23 @@ def set_queue(
             raise Invalid(f"{what} is {value!r:.60}; give a number of jobs, 0 for no limit, at most {most}")
     order = messages.SetQueue(0, 0, queue, paused, rate_per_s, running_max, length_max)
     return Call([order], lambda got: _admin(got[0], messages.QueueSet).queue)
+
+
+def registers(prefix: str) -> Call[list[Register]]:
+    if not isinstance(prefix, str) or len(prefix) > limits.NAME_CHARS_MAX:
+        raise Invalid(f"prefix is the beginning of a name of at most {limits.NAME_CHARS_MAX} characters")
+    return Call([messages.AskRegisters(0, 0, prefix)], lambda got: list(_one(got, messages.Registers).registers))
+
+
+def set_register(name: str, revision: int, value: bytes) -> Call[messages.RegisterSet]:
+    if not isinstance(name, str) or not valid_name(name):
+        raise Invalid(f"name is {name!r:.220}; a name is printable characters without blanks")
+    if isinstance(revision, bool) or not isinstance(revision, int) or not 1 <= revision <= 1 << 53:
+        raise Invalid(f"revision is {revision!r:.60}; give the one that was read, plus one")
+    if not isinstance(value, bytes) or len(value) > limits.REGISTER_BYTES_MAX:
+        raise Invalid(f"value is at most {limits.REGISTER_BYTES_MAX} bytes")
+    order = messages.SetRegister(0, 0, name, revision, value)
+    return Call([order], lambda got: _admin(got[0], messages.RegisterSet))
 
 
 def state_of(state: State | str) -> State:
