@@ -27,6 +27,8 @@ class Floor:
         self._return_ms: int | None = None
         self.working = True
         """Jobs may begin; once not, what has not begun is handed back."""
+        self.stall_news = False
+        """A job has just stalled: the broker is to hear of it before it ends."""
 
     # ------------------------------------------------------------------------------------------ jobs go to slots
 
@@ -236,6 +238,7 @@ class Floor:
         lease = self._book.get(event.token)
         if lease is not None:
             lease.usage = larger_usage(lease.usage, event.usage)
+            self.stall_news = self.stall_news or (event.stalled and not lease.stalled)
             lease.rss_bytes, lease.quiet_ms, lease.stalled = event.rss_bytes, event.quiet_ms, event.stalled
 
     def overrun(self, event: io.Overrun, now_ms: int) -> None:

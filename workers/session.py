@@ -282,8 +282,9 @@ class Session:
             self._send(m.Credit(self.uplink.session, limits_now, self.headroom.room()))
         self._send_results(self.book.to_send(now_ms - RESEND_MS), now_ms)
         self._out += [io.Send(message) for message in self.questions.due(now_ms)]
-        at_once = self.work is not Work.WORKING and self._barrier is None
-        if self.uplink.take_beat(now_ms, at_once=at_once):
+        barrier = self.work is not Work.WORKING and self._barrier is None
+        if self.uplink.take_beat(now_ms, at_once=barrier or self.floor.stall_news):
+            self.floor.stall_news = False
             usage = [
                 m.LeaseUsage(
                     lease.token,
@@ -297,7 +298,7 @@ class Session:
             limits_now = [m.QueueSlots(queue, n) for queue, n in credit.items()]
             seen, room = self.uplink.dispatches_seen, self.headroom.room()
             self._send(m.Beat(self.uplink.session, seen, self.book.tokens(), usage, limits_now, room))
-            if at_once:
+            if barrier:
                 self._barrier = self.uplink.beats
 
     def _send_results(self, leases: Sequence[HeldLease], now_ms: int) -> None:

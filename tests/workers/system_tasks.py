@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from zq import current_job, registry
+from zq import SoftTimeLimitExceeded, current_job, registry
+from zq.workers.ffmpeg import ProgressReader, find_ffmpeg
 
 
 def add(a: int, b: int) -> int:
@@ -75,5 +77,121 @@ def eat_memory() -> None:
         time.sleep(1)
 
 
-for _task in (add, moment, whoami, wait_for_file, leave_a_child, fail, die, report_progress, ask_and_wait, eat_memory):
+def stand(folder: str, *pids: int) -> None:
+    """Say that the task has begun, and which processes are its."""
+    file = Path(folder, f"pids-{current_job().task}")
+    part = file.with_suffix(".part")
+    part.write_text("\n".join(map(str, [os.getpid(), *pids])))
+    part.replace(file)
+
+
+def deaf_daemons(folder: str) -> None:
+    """Double fork, setsid, no environment, no signals; and it is deaf itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    deaf = "trap '' TERM HUP INT; echo $$ > daemon; exec sleep 300"
+    subprocess.run(["sh", "-c", 'setsid sh -c "$0" &', deaf], cwd=folder, check=True, env={"PATH": os.environ["PATH"]})
+    while not Path(folder, "daemon").exists() or not Path(folder, "daemon").read_text().strip():
+        time.sleep(0.01)
+    stand(folder, int(Path(folder, "daemon").read_text()))
+    _for_ever()
+
+
+def full_pipes(folder: str) -> None:
+    """A program that writes into a pipe which nobody reads."""
+    process = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    stand(folder, process.pid)
+    _for_ever(process.wait)
+
+
+def hundred_children(folder: str) -> None:
+    pids = []
+    for _ in range(100):
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(300)
+        pids.append(pid)
+    stand(folder, *pids)
+    _for_ever()
+
+
+def hungry_children(folder: str) -> None:
+    """No single process is large; the tree is."""
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            hoard = bytearray(os.urandom(1 << 20)) * 60
+            while hoard:
+                time.sleep(300)
+        pids.append(pid)
+    stand(folder, *pids)
+    _for_ever()
+
+
+def stopped(folder: str) -> str:
+    """Stops itself; says so if it is given the chance to finish."""
+    stand(folder)
+    try:
+        while True:
+            os.kill(os.getpid(), signal.SIGSTOP)
+    except SoftTimeLimitExceeded as error:
+        return f"finished: {error}"
+
+
+def holds_the_gil(folder: str) -> None:
+    """No handler runs in it and no thread of it: minutes in one call of C."""
+    stand(folder)
+    pow(3, 10**9)
+
+
+def _for_ever(wait: Callable[[], object] = signal.pause) -> None:
+    while True:
+        try:
+            wait()
+        except SoftTimeLimitExceeded:
+            continue
+
+
+def spin_until(folder: str, name: str, limit_s: float = 60.0) -> int:
+    """All the CPU there is, until the file is there."""
+    until_s = time.monotonic() + limit_s
+    Path(folder, f"spins-{name}").touch()
+    rounds = 0
+    while not Path(folder, "go").exists() and time.monotonic() < until_s:
+        rounds += sum(range(200_000)) > 0
+    return rounds
+
+
+def film(folder: str, *arguments: str) -> str:
+    """FFmpeg as the merge runs it, with its progress."""
+    job = current_job()
+    reader = ProgressReader()
+
+    def advance(line: str) -> None:
+        out_time_s = reader.feed(line)
+        if out_time_s is not None:
+            if not Path(folder, "ffmpeg").exists():
+                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+                Path(folder, "ffmpeg.part").write_text(children[0])
+                Path(folder, "ffmpeg.part").replace(Path(folder, "ffmpeg"))
+            job.progress(out_time_s, 0)
+
+    argv = [find_ffmpeg(), "-v", "error", "-nostdin", "-nostats", "-progress", "pipe:1", "-stats_period", "0.5", "-y"]
+    result = job.run_process([*argv, *arguments], on_stdout_line=advance)
+    return f"{result.returncode} after {reader.out_time_s:g} s"
+
+
+def write_bytes(folder: str, size_bytes: int) -> int:
+    """Returns its attempt, when `go` is there; until then its bytes are on the disk."""
+    Path(folder, f"bytes-{current_job().id}").write_bytes(bytes(size_bytes))
+    return wait_for_file(folder)
+
+
+TASKS = (
+    add, moment, whoami, wait_for_file, leave_a_child, fail, die, report_progress, ask_and_wait, eat_memory,
+    deaf_daemons, full_pipes, hundred_children, hungry_children, stopped, holds_the_gil, spin_until, film, write_bytes,
+)  # fmt: skip
+for _task in TASKS:
     registry.register(_task.__name__, _task)

@@ -5,146 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.ports import free_port
-from zq.client.job import Job
+from tests.workers.worker_system import DEADLINE_S, PYTHONPATH, System, kill, wait_gone, wait_until
 from zq.client.requests import JobRequest
 from zq.client.sync import Client
 from zq.config import load
 from zq.keys import new_key
 from zq.protocol.job import Outcome, State
-from zq.protocol.messages import JobDetail, QueueSlots, WhyReason
-
-HERE = Path(__file__).parent
-DEADLINE_S = 30.0
-PYTHONPATH = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s, "not in time"
-        time.sleep(0.01)
-
-
-def wait_gone(pids: list[int], within_s: float) -> None:
-    until_s = time.monotonic() + within_s
-    for pid in pids:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            ready, _, _ = select.select([pidfd], [], [], max(0.0, until_s - time.monotonic()))
-        finally:
-            os.close(pidfd)
-        assert ready, f"process {pid} still lives"
-
-
-class System:
-    """A broker, workers and a client over one configuration."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.host = f"test-{uuid.uuid4().hex[:12]}"
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        (folder / "zq.toml").write_text(
-            f"""
-            data_dir = "var"
-            [broker]
-            bind = "{self.address}"
-            heartbeat_s = 0.2
-            session_timeout_s = 10
-            [client]
-            broker = "{self.address}"
-            [worker]
-            kill_grace_s = 0.2
-            sample_s = 0.1
-            drain_s = 0.3
-            [queues.q]
-            slots = 2
-            tasks = ["system_tasks"]
-            """,
-            "utf-8",
-        )
-        self.config = load(folder / "zq.toml", {})
-        self.client = Client(self.config)
-
-    def start(self, module: str, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "ZQ_CONFIG": str(self.folder / "zq.toml"), "PYTHONPATH": PYTHONPATH, **environ}
-        with (self.folder / f"{module}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], env=env, cwd=self.folder, stderr=log, stdout=log
-            )
-        self.processes.append(process)
-        return process
-
-    def broker(self) -> subprocess.Popen[bytes]:
-        return self.start("zq.broker")
-
-    def worker(self, **environ: str) -> subprocess.Popen[bytes]:
-        return self.start("zq.workers", "--queue", "q", "--name", self.host, **environ)
-
-    def submit(self, task: str, *args: Any, **options: Any) -> Job[Any]:
-        return self.client.submit(task, args, queue="q", **{"backoff_s": 0.0, **options})
-
-    def detail(self, job: Job[Any]) -> JobDetail:
-        return self.client.detail(job.id)
-
-    def log(self) -> str:
-        return (self.folder / "zq.workers.log").read_text("utf-8")
-
-    def started(self, attempt: int = 1) -> None:
-        wait_until((self.folder / f"started-{attempt}").exists)
-
-    def left_pids(self) -> list[int]:
-        """The processes that `leave_a_child` has started."""
-        file = self.folder / "pids"
-        wait_until(lambda: file.exists() and len(file.read_text().split()) == 2)
-        return [int(pid) for pid in file.read_text().split()]
-
-    def go(self) -> None:
-        (self.folder / "go").touch()
-
-    def close(self) -> None:
-        self.client.close()
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
-
-
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
-    made = System(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def running(system: System) -> System:
-    system.broker()
-    system.worker()
-    return system
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+from zq.protocol.messages import QueueSlots, WhyReason
 
 
 def test_a_job_goes_only_to_a_worker_with_its_tags(system: System) -> None:
