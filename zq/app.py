@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -175,6 +175,7 @@ class Task(Generic[P, R]):
         self.name = name
         self.options = options
         self._signature = inspect.signature(function)
+        self._declared: dict[str, Any] = {"task": name, **vars(options)}
         functools.update_wrapper(self, function)
         encode(self.request(), _ANY_LIMITS)  # wrong options are found where they are written, not at the first submit
 
@@ -248,25 +249,7 @@ class Task(Generic[P, R]):
 
     def request(self, **given: Any) -> JobRequest:
         """What `apply_async` with these parameters would submit; for `submit_many` and `AsyncClient.submit_request`."""
-        declared = JobRequest(
-            task=self.name,
-            queue=self.options.queue,
-            priority=self.options.priority,
-            max_retries=self.options.max_retries,
-            backoff_s=self.options.backoff_s,
-            soft_time_limit_s=self.options.soft_time_limit_s,
-            time_limit_s=self.options.time_limit_s,
-            expires_s=self.options.expires_s,
-            key_policy=self.options.key_policy,
-            concurrency_key=self.options.concurrency_key,
-            concurrency_limit=self.options.concurrency_limit,
-            tags=self.options.tags,
-            disk_bytes=self.options.disk_bytes,
-            memory_bytes=self.options.memory_bytes,
-            memory_limit_bytes=self.options.memory_limit_bytes,
-            stall_after_s=self.options.stall_after_s,
-        )
-        return replace(declared, **{name: value for name, value in given.items() if value is not None})
+        return JobRequest(**{**self._declared, **{name: value for name, value in given.items() if value is not None}})
 
     def __repr__(self) -> str:
         return f"<zq task {self.name}>"

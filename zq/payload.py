@@ -20,6 +20,8 @@ DEPTH_MAX: Final = 64
 LIST_ITEMS_MAX: Final = 1 << 16
 DICT_ITEMS_MAX: Final = 1 << 14
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_TEXT: Final = frozenset({str})
 
 _ADVICE: Final = {
     "datetime": "pass .isoformat()",
@@ -34,20 +36,33 @@ _ADVICE: Final = {
 }
 
 
+_TOLD_BY_THE_PACKER: Final = (OverflowError, UnicodeEncodeError)
+"""Integers of more than 64 bits and lone surrogates: no decoded value has them, and the packer finds them by itself."""
+
+
 class PayloadError(Invalid):
     """The value cannot travel, or the bytes are no payload; the text says where in it and why."""
 
 
 def encode_arguments(args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
     """msgpack of [positional, keyword]. Raises PayloadError."""
-    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
-        raise PayloadError(f"args is {args!r:.60}; give a tuple or a list, for one argument args=(value,)")
-    if not isinstance(kwargs, Mapping):
-        raise PayloadError(f"kwargs is {kwargs!r:.60}; give a dict")
-    positional, keyword = list(args), dict(kwargs)
-    _check(positional, "args")
-    _check(keyword, "kwargs")
-    return _pack([positional, keyword], "the arguments", limits.ARGUMENTS_BYTES_MAX)
+    if type(args) is not tuple and type(args) is not list:
+        if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+            raise PayloadError(f"args is {args!r:.60}; give a tuple or a list, for one argument args=(value,)")
+        args = list(args)
+    if type(kwargs) is not dict:
+        if not isinstance(kwargs, Mapping):
+            raise PayloadError(f"kwargs is {kwargs!r:.60}; give a dict")
+        kwargs = dict(kwargs)
+    _check(args, "args")
+    _check(kwargs, "kwargs")
+    try:
+        data: bytes = msgpack.packb((args, kwargs))
+    except _TOLD_BY_THE_PACKER:
+        _walk(args, "args")
+        _walk(kwargs, "kwargs")
+        raise
+    return _bounded(data, "the arguments", limits.ARGUMENTS_BYTES_MAX)
 
 
 def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -68,7 +83,12 @@ def encode_result(value: object) -> bytes:
     if value is None:
         return b""
     _check(value, "result")
-    return _pack(value, "the result", limits.RESULT_BYTES_MAX)
+    try:
+        data: bytes = msgpack.packb(value)
+    except _TOLD_BY_THE_PACKER:
+        _walk(value, "result")
+        raise
+    return _bounded(data, "the result", limits.RESULT_BYTES_MAX)
 
 
 def decode_result(data: bytes) -> Any:
@@ -80,8 +100,7 @@ def decode_result(data: bytes) -> Any:
     return value
 
 
-def _pack(value: object, what: str, size_bytes_max: int) -> bytes:
-    data: bytes = msgpack.packb(value)
+def _bounded(data: bytes, what: str, size_bytes_max: int) -> bytes:
     if len(data) > size_bytes_max:
         raise PayloadError(
             f"{what} would be {len(data)} bytes; at most {size_bytes_max} are allowed:"
@@ -107,6 +126,26 @@ def _unpack(data: bytes, what: str, size_bytes_max: int) -> Any:
 
 
 def _check(value: object, root: str) -> None:
+    """Raise PayloadError unless `value` is plain, but for what `_TOLD_BY_THE_PACKER` tells."""
+    if not _plain_at_a_glance(value):
+        _walk(value, root)
+
+
+def _plain_at_a_glance(value: Any) -> bool:
+    """Whether it is a scalar, or holds nothing but scalars: what most calls pass, and told without a loop."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return len(value) <= LIST_ITEMS_MAX and _SCALARS.issuperset(map(type, value))
+    if kind is dict:
+        return (
+            len(value) <= DICT_ITEMS_MAX
+            and _TEXT.issuperset(map(type, value))
+            and _SCALARS.issuperset(map(type, value.values()))
+        )
+    return kind in _SCALARS
+
+
+def _walk(value: object, root: str) -> None:
     """Raise PayloadError unless `value` is plain. Places are spelled out only when something is wrong."""
     waiting: list[tuple[object, tuple[object, ...]]] = [(value, ())]
     while waiting:

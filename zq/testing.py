@@ -22,7 +22,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -185,7 +185,7 @@ class MemoryBroker(BlockingCalls):
 
     # ------------------------------------------------------------------------------------------ the client's side
 
-    def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
+    def _exchange(self, questions: Iterable[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
         """On a connection of its own: a task that runs meanwhile may ask and submit too."""
         with self._connected(messages.Role.ADMIN) as (peer, session):
             return [self._ask(peer, session, number, one, limit_s) for number, one in enumerate(questions, 1)]

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import LiveBroker
 from tests.ports import free_port
 from zq import AsyncClient, Client, JobRequest
-from zq.client import sync
+from zq.client import sync, verbs
+from zq.client.blocking import IN_FLIGHT_MAX
 from zq.config import ClientSection, Config
 from zq.exceptions import Conflict, Invalid, JobFailed, Refused, ResultTimeout, Unavailable
 from zq.protocol import limits
@@ -82,6 +83,30 @@ def test_a_batch_has_a_receipt_for_each_in_order(live_broker: LiveBroker) -> Non
         assert len(others) == len(ids) - 1
         assert (accepted(client), accepted(client, "large")) == (len(requests) - 1, 40)
         assert client.submit_many([]) == []
+
+
+def test_a_generator_is_read_while_the_jobs_before_are_sent(
+    live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "SUBMIT_JOBS_MAX", 10)
+    count = (IN_FLIGHT_MAX + 2) * 10
+    accepted_when_read: list[int] = []
+
+    def requests(other: Client, last: JobRequest) -> Iterator[JobRequest]:
+        for number in range(count):
+            yield JobRequest(task="m.f", queue="q", args=(number,))
+        accepted_when_read.append(accepted(other))
+        yield last
+
+    with Client(live_broker.config) as client, Client(live_broker.config) as other:
+        receipts = client.submit_many(requests(other, JobRequest(task="m.f", queue="q")))
+        assert [receipt.status for receipt in receipts] == [ReceiptStatus.ACCEPTED] * (count + 1)
+        assert len({receipt.job_id for receipt in receipts}) == accepted(client) == count + 1
+        assert accepted_when_read[0] >= 10  # more than may be under way had been read
+        with pytest.raises(Invalid, match="task"):
+            client.submit_many(requests(other, JobRequest(task="", queue="q")))
+        assert accepted(client) > count + 1
+        assert client.submit("m.f", queue="q").state() is State.READY
 
 
 def test_what_does_not_exist_is_said(live_broker: LiveBroker) -> None:
@@ -243,6 +268,24 @@ def test_async_submits_of_one_turn_are_one_message(live_broker: LiveBroker) -> N
         assert session._next_request - asked_before == 1
         assert await jobs[0].state() is State.READY
         assert (await client.queues())[0].accepted == 500
+
+    run_async(main, live_broker.config)
+
+
+def test_async_batches_come_from_lists_and_generators(
+    live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "SUBMIT_JOBS_MAX", 10)
+
+    async def main(client: AsyncClient) -> None:
+        requests = [JobRequest(task="m.f", queue="q", args=(n,)) for n in range((IN_FLIGHT_MAX + 2) * 10)]
+        receipts = await client.submit_many(request for request in requests)
+        assert [receipt.job_id for receipt in receipts] == [request.id for request in requests]
+        again = await client.submit_many(requests)
+        assert {receipt.status for receipt in again} == {ReceiptStatus.DUPLICATE}
+        with pytest.raises(Invalid):
+            await client.submit_many([*requests[:10], JobRequest(task="", queue="other")])
+        assert [queue.name for queue in await client.queues()] == ["q"]
 
     run_async(main, live_broker.config)
 

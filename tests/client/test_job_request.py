@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from zq.client.requests import JobRequest, encode, raw_id
 from zq.config import WorkerSection
@@ -96,6 +96,15 @@ def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(given: dict[st
         spec_of(**given)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"priority": True}, {"max_retries": 3.0}, {"concurrency_limit": True}, {"backoff_s": True}, {"queue": []}]
+)
+def test_what_equals_good_options_is_not_taken_for_them(wrong: dict[str, Any]) -> None:
+    spec_of(priority=1, max_retries=3, concurrency_limit=1, backoff_s=1)
+    with pytest.raises(Invalid, match=next(iter(wrong))):
+        spec_of(**{"priority": 1, "max_retries": 3, "concurrency_limit": 1, "backoff_s": 1, **wrong})
+
+
 def test_bounds_themselves_are_allowed() -> None:
     spec = spec_of(
         task="任" * limits.NAME_CHARS_MAX, key="x" * limits.KEY_CHARS_MAX, countdown=366 * 86400, max_retries=100
@@ -110,7 +119,7 @@ def test_what_a_job_asks_of_others_travels() -> None:
     assert spec.tags == ("b", "甲")
     assert len(spec_of(tags=["x" * limits.TAG_CHARS_MAX, *"1234567"]).tags) == limits.TAGS_MAX
     one = JobRequest(task="m.f", queue="q", tags=("a", "b"))
-    assert encode(one, DEFAULTS) == encode(replace(one, tags={"b", "a"}), DEFAULTS)  # type: ignore[arg-type]
+    assert encode(one, DEFAULTS) == encode(replace(one, tags={"b", "a"}), DEFAULTS)
 
 
 def test_ids_are_texts_or_bytes() -> None:

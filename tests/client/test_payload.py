@@ -5,6 +5,7 @@ import random
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -92,6 +93,23 @@ def test_what_is_not_plain_is_named_with_its_place(value: object, said: str) -> 
     assert "args[1]['deep'][0]" in str(caught.value)
     with pytest.raises(Invalid):
         payload.encode_result([value])
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, "\ud800", datetime(2025, 1, 1, tzinfo=UTC), Colour.RED])
+def test_what_is_not_plain_is_found_also_where_nothing_is_nested(value: object) -> None:
+    with pytest.raises(PayloadError, match=r"args\[1\]"):
+        payload.encode_arguments([1, value], {})
+    with pytest.raises(PayloadError, match=r"kwargs\['b'\]"):
+        payload.encode_arguments((1, "a"), {"a": 1, "b": value})
+    with pytest.raises(PayloadError, match="kwargs"):
+        payload.encode_arguments((), {value: 1})  # type: ignore[dict-item]
+    with pytest.raises(PayloadError, match="result is"):
+        payload.encode_result(value)
+
+
+def test_any_sequence_and_any_mapping_are_arguments() -> None:
+    plain = payload.encode_arguments([0, 1, 2], {"a": 1})
+    assert payload.encode_arguments(range(3), MappingProxyType({"a": 1})) == plain
 
 
 def nested(depth: int) -> object:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ from zq.client.blocking import IN_FLIGHT_MAX, NO_LIMIT_S
 from zq.client.follow import AsyncFollow
 from zq.client.job import AsyncJob
 from zq.client.link import make_link
-from zq.client.requests import Encoded, JobIdLike, JobRequest, KeyPolicyName, encode, raw_id
+from zq.client.requests import Encoded, JobIdLike, JobRequest, KeyPolicyName, encode, encode_all, raw_id
 from zq.client.session import GivenUp, Question
 from zq.client.wire import Outcome, Wire
 from zq.config import Config
@@ -141,9 +143,9 @@ class AsyncClient:
             raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
         return AsyncJob(self, answers.check_receipt(receipt).job_id, receipt)
 
-    async def submit_many(self, requests: Sequence[JobRequest]) -> list[Receipt]:
+    async def submit_many(self, requests: Iterable[JobRequest]) -> list[Receipt]:
         """As `Client.submit_many`: one receipt each, in their order."""
-        return await self._call(verbs.submit([encode(request, self.config.worker) for request in requests]))
+        return await self._call(verbs.submit(encode_all(requests, self.config.worker)))
 
     def job(self, id: JobIdLike) -> AsyncJob[Any]:
         """A handle; nothing is asked yet."""
@@ -236,7 +238,8 @@ class AsyncClient:
             return verbs.ended_from(await self.detail(id))
         limit_s = min(timeout_s if timeout_s is not None else NO_LIMIT_S, NO_LIMIT_S)
         call = verbs.wait(id, limit_s)
-        outcome = await self._ask(call.questions[0], limit_s)
+        [question] = call.questions
+        outcome = await self._ask(question, limit_s)
         if isinstance(outcome, GivenUp):
             return None
         return call.read([outcome])
@@ -268,9 +271,18 @@ class AsyncClient:
 
     async def _call(self, call: verbs.Call[T], takes_s: float = 0.0) -> T:
         found: list[BrokerMessage] = []
-        for start in range(0, len(call.questions), IN_FLIGHT_MAX):
-            asked = [self._ask(one, self.timeout_s + takes_s) for one in call.questions[start : start + IN_FLIGHT_MAX]]
-            found += [outcome for outcome in await asyncio.gather(*asked) if not isinstance(outcome, GivenUp)]
+        asked: deque[asyncio.Future[Outcome]] = deque()
+        try:
+            for question in call.questions:
+                if len(asked) >= IN_FLIGHT_MAX:
+                    found.append(_no_wait(await asked.popleft()))
+                asked.append(self._ask(question, self.timeout_s + takes_s))
+            while asked:
+                found.append(_no_wait(await asked.popleft()))
+        finally:
+            for answer in asked:
+                if not answer.cancel():
+                    answer.exception()  # looked at: asyncio complains of those that nobody does
         return call.read(found)
 
     def _ask(self, question: Question, limit_s: float) -> asyncio.Future[Outcome]:
@@ -288,16 +300,22 @@ class AsyncClient:
 
     def _send_batch(self) -> None:
         """Send the submits of this turn of the loop together."""
-        batch = {id(encoded): (encoded, future) for encoded, future in self._batch if not future.done()}
+        batch = [(encoded, future) for encoded, future in self._batch if not future.done()]
         self._batch = []
-        for part, question in verbs.submit_parts([encoded for encoded, _ in batch.values()]):
-            futures = [batch[id(encoded)][1] for encoded in part]
+        futures = iter([future for _, future in batch])
+        for part, question in verbs.submit_parts(encoded for encoded, _ in batch):
+            waiting = list(itertools.islice(futures, len(part)))
             try:
                 answer = self._ask(question, self.timeout_s)
             except ZqError as error:
-                _fail(futures, error)
+                _fail(waiting, error)
             else:
-                answer.add_done_callback(functools.partial(_deliver, part, futures))
+                answer.add_done_callback(functools.partial(_deliver, part, waiting))
+
+
+def _no_wait(outcome: Outcome) -> BrokerMessage:
+    assert not isinstance(outcome, GivenUp)  # that is for WAITs
+    return outcome
 
 
 def _deliver(
@@ -307,9 +325,7 @@ def _deliver(
     if error is not None:
         _fail(futures, error)
         return
-    outcome = answer.result()
-    assert not isinstance(outcome, GivenUp)  # that is for WAITs
-    for future, receipt in zip(futures, verbs.receipts_of(part, outcome), strict=True):
+    for future, receipt in zip(futures, verbs.receipts_of(part, _no_wait(answer.result())), strict=True):
         if not future.done():
             future.set_result(receipt)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from zq.client import answers, verbs
 from zq.client.follow import Follow
 from zq.client.job import Job
-from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode, raw_id
+from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode, encode_all, raw_id
 from zq.client.session import GivenUp, Question
 from zq.config import Config
 from zq.exceptions import Unavailable
@@ -44,8 +44,9 @@ class BlockingCalls(ABC):
         self.timeout_s = timeout_s if timeout_s is not None else config.client.timeout_s
 
     @abstractmethod
-    def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
-        """Ask, at most `IN_FLIGHT_MAX` at once, and wait for all answers, in the order of the questions.
+    def _exchange(self, questions: Iterable[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
+        """Ask, at most `IN_FLIGHT_MAX` at once, and wait for all answers, in the order of the questions. The questions
+        are taken one after the other, as there is room for them.
 
         GivenUp stands for a WAIT whose job has not ended; any other question without an answer raises Unavailable.
         """
@@ -114,18 +115,21 @@ class BlockingCalls(ABC):
         """As `submit`. The same request again is the same job."""
         encoded = encode(request, self.config.worker)
         try:
-            (receipt,) = self._call(verbs.submit([encoded]))
+            [answer] = self._exchange(verbs.submit_one(encoded), self.timeout_s)
         except Unavailable as error:
             raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
+        [receipt] = verbs.receipts_of([encoded], answer)
         return Job(self, answers.check_receipt(receipt).job_id, receipt)
 
-    def submit_many(self, requests: Sequence[JobRequest]) -> list[Receipt]:
-        """Submit a batch in as few messages as possible. One receipt each, in their order: look at `status`.
+    def submit_many(self, requests: Iterable[JobRequest]) -> list[Receipt]:
+        """Submit many in few messages. One receipt each, in their order: look at `status`.
 
-        Raises Invalid before anything is sent if one cannot be; Unavailable if an answer is missing: some may be
-        accepted then, and the same list again is safe.
+        A list or tuple is checked as a whole: Invalid is raised before anything is sent. Any other iterable, such as a
+        generator, is read while the broker works on the jobs before, which is faster and needs no list of them;
+        Invalid then ends it where it is, and the jobs before may be accepted. So may some when an answer is missing
+        (Unavailable); the same requests again are safe.
         """
-        return self._call(verbs.submit([encode(request, self.config.worker) for request in requests]))
+        return self._call(verbs.submit(encode_all(requests, self.config.worker)))
 
     def job(self, id: JobIdLike) -> Job[Any]:
         """A handle; nothing is asked yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import zmq
 
@@ -12,7 +12,10 @@ from zq.client.link import LINGER_MS, ClientContext, ClientSocket, Link, new_ses
 from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
 
 FRAMES_PER_TURN: Final = 1000
-"""After so many frames the caller gets a word in between."""
+"""After so many frames without an outcome the caller gets a word in between."""
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+"""As plain integers: arithmetic on pyzmq's flags is written in Python."""
 
 
 def _nothing(fd: int) -> None:
@@ -22,9 +25,9 @@ def _nothing(fd: int) -> None:
 class Connection:
     """Not safe for two threads at once; may move between threads that hand it over under a lock.
 
-    After anything that may have brought I/O, call `turn`, then take what is in `outcomes`. Wait for `fd` to be
-    readable, or for `session.next_wake_s()`. The descriptor is edge-triggered (zmq_getsockopt(3), ZMQ_FD): wait only
-    after `turn` has returned False.
+    After anything that may have brought I/O, a question included, call `turn`, then take what is in `outcomes`. Wait
+    for `fd` to be readable, or for `session.next_wake_s()`. The descriptor is edge-triggered (zmq_getsockopt(3),
+    ZMQ_FD): wait only after `turn` has returned False.
     """
 
     def __init__(
@@ -52,32 +55,37 @@ class Connection:
         return self._fd
 
     def ask(self, question: Question, now_s: float, deadline_s: float, patience_s: float) -> int:
-        """As `ClientSession.ask`; call `turn` afterwards."""
+        """As `ClientSession.ask`, and it is sent if it can be."""
         request, effects = self.session.ask(question, now_s, deadline_s, patience_s)
         self._apply(effects)
+        self._flush()
         return request
 
     def turn(self, now_s: float) -> bool:
-        """Do all that can be done now. True if more remains: call again before waiting."""
+        """Do what can be done now, up to the next outcome. True if more may remain: call again before waiting."""
         self._apply(self.session.tick(now_s))
-        frames = 0
-        while self._socket is not None and frames < FRAMES_PER_TURN:
-            self._flush(self._socket)
-            frames += self._drain(self._socket, now_s, FRAMES_PER_TURN - frames)
-            sock: ClientSocket | None = self._socket  # an answer may have led to another socket
+        for _ in range(FRAMES_PER_TURN):
+            self._flush()
+            if self.outcomes:
+                return True
+            sock = self._socket  # an answer may have led to another one
             if sock is None:
-                break
-            events = sock.getsockopt(zmq.EVENTS)
-            assert isinstance(events, int)
-            if not (events & zmq.POLLIN or (self._outbox and events & zmq.POLLOUT)):
                 return False
-        return self._socket is not None
+            events = cast(int, sock.getsockopt(zmq.EVENTS))
+            if events & _POLLIN:
+                try:
+                    frame = sock.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    continue  # the connection it came by is gone
+                self._apply(self.session.receive(frame, now_s))
+            elif not (self._outbox and events & _POLLOUT):
+                return False
+        return True
 
     def close(self) -> None:
         """Say BYE if a session stands. Blocks for at most `LINGER_MS` when the context is ended."""
         self._apply(self.session.goodbye())
-        if self._socket is not None:
-            self._flush(self._socket)
+        self._flush()
         self._drop_socket(LINGER_MS)
 
     def abandon(self) -> None:
@@ -110,23 +118,11 @@ class Connection:
             self._socket = None
             self._fd = -1
 
-    def _flush(self, sock: ClientSocket) -> None:
-        while self._outbox:
+    def _flush(self) -> None:
+        while self._outbox and self._socket is not None:
             try:
-                sock.send(self._outbox[0], zmq.NOBLOCK)
+                self._socket.send(self._outbox[0], zmq.NOBLOCK)
             except zmq.Again:
                 return  # not connected yet
             self._outbox.popleft()
             self.connected = True
-
-    def _drain(self, sock: ClientSocket, now_s: float, frames_max: int) -> int:
-        """Read what has come; the number of frames."""
-        for count in range(frames_max):
-            try:
-                frame = sock.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return count
-            self._apply(self.session.receive(frame, now_s))
-            if sock is not self._socket:
-                return count + 1
-        return frames_max

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from zq import payload
 from zq.config import WorkerSection
@@ -32,8 +36,7 @@ def raw_id(job_id: JobIdLike) -> bytes:
         raise Invalid(f"{job_id!r} is not a job id (a UUID such as {job.format_id(bytes(16))})") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One job to submit. Its id is made with it: the same request sent twice is one job.
 
     `countdown` (seconds) and `eta` (with a time zone) say when it may start at the earliest; `expires_s` by when it
@@ -52,7 +55,7 @@ class JobRequest:
     queue: str
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
-    id: JobIdLike = field(default_factory=job.new_job_id)
+    id: JobIdLike = msgspec.field(default_factory=job.new_job_id)
     priority: int = limits.PRIORITY_DEFAULT
     countdown: float | None = None
     eta: datetime | None = None
@@ -73,66 +76,92 @@ class JobRequest:
     stall_after_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """A job as it travels."""
 
     id: bytes
     spec: bytes
 
 
+TEMPLATES_KEPT_MAX: Final = 1024
+_SHARED: Final = (
+    "task", "queue", "priority", "max_retries", "backoff_s", "soft_time_limit_s", "time_limit_s", "key_policy",
+    "concurrency_limit", "disk_bytes", "memory_bytes", "memory_limit_bytes", "stall_after_s",
+)  # fmt: skip
+"""What many requests have in common: it is looked at once for all of them."""
+_shared_of: Final = operator.attrgetter(*_SHARED)
+_defaults_of: Final = operator.attrgetter("soft_time_limit_s", "time_limit_s", "stall_after_s")
+_NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
+
+
 def encode(request: JobRequest, defaults: WorkerSection) -> Encoded:
     """The bytes of a request. Raises Invalid (PayloadError for its arguments) and says what to do."""
+    try:
+        template = _known_template(*_defaults_of(defaults), *_shared_of(request))
+    except TypeError:  # something that cannot be hashed stands there: it is wrong, and the check says what it is
+        template = _template(request, *_defaults_of(defaults))
+    if request.countdown is not None and request.eta is not None:
+        raise Invalid("countdown and eta were both given; give one")
+    job_id = raw_id(request.id)
+    spec = replace(
+        template,
+        id=job_id,
+        arguments=payload.encode_arguments(
+            request.args, request.kwargs if request.kwargs is not None else _NO_ARGUMENTS
+        ),
+        delay_ms=milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
+        run_at_ms=_unix_ms(request.eta) if request.eta is not None else 0,
+        expires_ms=max(milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
+        key=_text("key", request.key, limits.KEY_CHARS_MAX),
+        trace=_text("trace", request.trace, limits.TRACE_CHARS_MAX),
+        concurrency_key=_text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
+        tags=_tags(request.tags),
+    )
+    return Encoded(job_id, job.encode_spec(spec))
+
+
+@functools.lru_cache(maxsize=TEMPLATES_KEPT_MAX, typed=True)  # typed: True equals 1 and is no priority
+def _known_template(soft_s: float, hard_s: float, stall_s: float, *shared: Any) -> job.JobSpec:
+    return _template(JobRequest(**dict(zip(_SHARED, shared, strict=True))), soft_s, hard_s, stall_s)
+
+
+def _template(request: JobRequest, default_soft_s: float, default_hard_s: float, default_stall_s: float) -> job.JobSpec:
+    """A job with all that is _SHARED, and nothing of its own."""
     for what, name in (("task", request.task), ("queue", request.queue)):
         if not isinstance(name, str) or not job.valid_name(name):
             raise Invalid(
                 f"{what} is {name!r:.220}; a name is 1 to {limits.NAME_CHARS_MAX} printable characters without blanks"
             )
-    if request.countdown is not None and request.eta is not None:
-        raise Invalid("countdown and eta were both given; give one")
-    hard_ms, soft_ms = _limits_ms(request, defaults)
-    job_id = raw_id(request.id)
-    spec = job.JobSpec(
-        id=job_id,
+    hard_s = request.time_limit_s if request.time_limit_s is not None else default_hard_s
+    soft_s = request.soft_time_limit_s if request.soft_time_limit_s is not None else default_soft_s
+    hard_ms, soft_ms = milliseconds("time_limit_s", hard_s), milliseconds("soft_time_limit_s", soft_s)
+    if soft_ms > hard_ms and request.soft_time_limit_s is not None:
+        raise Invalid(f"soft_time_limit_s is {soft_s:g} and time_limit_s only {hard_s:g}; the soft limit comes first")
+    return job.JobSpec(
+        id=bytes(16),
         task=request.task,
         queue=request.queue,
-        arguments=payload.encode_arguments(request.args, request.kwargs if request.kwargs is not None else {}),
         priority=_whole("priority", request.priority, limits.PRIORITY_MIN, limits.PRIORITY_MAX),
-        delay_ms=milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
-        run_at_ms=_unix_ms(request.eta) if request.eta is not None else 0,
-        expires_ms=max(milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
         max_retries=_whole("max_retries", request.max_retries, 0, limits.RETRIES_MAX),
         backoff_ms=milliseconds("backoff_s", request.backoff_s),
-        soft_limit_ms=soft_ms,
+        soft_limit_ms=min(soft_ms, hard_ms),
         hard_limit_ms=hard_ms,
-        key=_text("key", request.key, limits.KEY_CHARS_MAX),
-        trace=_text("trace", request.trace, limits.TRACE_CHARS_MAX),
         key_policy=_policy(request.key_policy),
-        concurrency_key=_text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
         concurrency_limit=_whole("concurrency_limit", request.concurrency_limit, 1, limits.CREDIT_MAX),
-        tags=_tags(request.tags),
         disk_bytes=_whole("disk_bytes", request.disk_bytes, 0, limits.NEED_BYTES_MAX),
         memory_bytes=_whole("memory_bytes", request.memory_bytes, 0, limits.NEED_BYTES_MAX),
         memory_limit_bytes=_whole("memory_limit_bytes", request.memory_limit_bytes, 0, limits.NEED_BYTES_MAX),
         stall_after_ms=milliseconds(
-            "stall_after_s", defaults.stall_after_s if request.stall_after_s is None else request.stall_after_s
+            "stall_after_s", default_stall_s if request.stall_after_s is None else request.stall_after_s
         ),
     )
-    return Encoded(job_id, job.encode_spec(spec))
 
 
-def _limits_ms(request: JobRequest, defaults: WorkerSection) -> tuple[int, int]:
-    hard_s = request.time_limit_s if request.time_limit_s is not None else defaults.time_limit_s
-    hard_ms = milliseconds("time_limit_s", hard_s)
-    if request.soft_time_limit_s is None:
-        return hard_ms, min(milliseconds("soft_time_limit_s", defaults.soft_time_limit_s), hard_ms)
-    soft_ms = milliseconds("soft_time_limit_s", request.soft_time_limit_s)
-    if soft_ms > hard_ms:
-        raise Invalid(
-            f"soft_time_limit_s is {request.soft_time_limit_s:g} and time_limit_s only {hard_s:g};"
-            " the soft limit comes first"
-        )
-    return hard_ms, soft_ms
+def encode_all(requests: Iterable[JobRequest], defaults: WorkerSection) -> Iterable[Encoded]:
+    """As `encode`: a list or tuple now, anything else as it is gone through."""
+    if isinstance(requests, (list, tuple)):
+        return [encode(request, defaults) for request in requests]
+    return (encode(request, defaults) for request in requests)
 
 
 def milliseconds(what: str, value_s: float) -> int:
@@ -150,6 +179,8 @@ def _whole(what: str, value: int, least: int, most: int) -> int:
 
 
 def _text(what: str, value: str, chars_max: int) -> str:
+    if value == "":
+        return ""
     if not isinstance(value, str) or len(value) > chars_max:
         raise Invalid(f"{what} is {value!r:.60}; give text of at most {chars_max} characters")
     try:
@@ -169,6 +200,8 @@ def _policy(name: str) -> job.KeyPolicy:
 
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     """In one order, so that the same tags are the same job."""
+    if tags == ():
+        return ()
     if isinstance(tags, (str, bytes)) or not isinstance(tags, (list, tuple, set, frozenset)):
         raise Invalid(f"tags is {tags!r:.60}; give a list of text, as in tags=('gpu',)")
     if len(tags) > limits.TAGS_MAX:

@@ -19,7 +19,6 @@ The shell does what `Effect`s say, in their order, and calls `tick` at `next_wak
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -80,25 +79,21 @@ class Phase(Enum):
     READY = "ready"
 
 
-@dataclass(frozen=True)
-class Reopen:
+class Reopen(msgspec.Struct, frozen=True):
     """Close the socket if there is one, drop what waits to be sent, and connect a new one."""
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     frame: bytes
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     request: int
     answer: BrokerMessage
     """The answer that belongs to the question, or a Refusal."""
 
 
-@dataclass(frozen=True)
-class GivenUp:
+class GivenUp(msgspec.Struct, frozen=True):
     request: int
     in_contact: bool
     """Whether the broker was there all the same: for a WAIT, that the job has not ended."""
@@ -114,8 +109,7 @@ def _answer_takes_s(question: Question) -> float:
     return question.wait_ms / 1000 if isinstance(question, messages.AskEvents) else 0.0
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(msgspec.Struct):
     """A question without an answer."""
 
     question: Question

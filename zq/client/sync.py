@@ -7,14 +7,12 @@ fork finds that the pid has changed and opens connections of its own; the parent
 
 from __future__ import annotations
 
-import itertools
 import os
 import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, TypeVar
@@ -47,42 +45,52 @@ class _Pool:
         self._context: ClientContext | None = None
         self._free: list[Connection] = []
         self._all: list[Connection] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a signal's handler may submit, too
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0
+        """Calls that wait for a connection."""
         self._closed = False
 
-    @contextmanager
-    def borrowed(self, deadline_s: float) -> Iterator[Connection]:
-        connection = self._take(deadline_s)
-        try:
-            yield connection
-        finally:
-            with self._changed:
-                self._free.append(connection)
-                if self._closed:
-                    self._end()
+    def borrow(self, limit_s: float) -> Connection:
+        """To be given back. Raises Invalid when closed, Unavailable when none is free within `limit_s`."""
+        with self._lock:
+            if self._free and not self._closed:
+                return self._free.pop()  # the last one used: it has been heard of most recently
+            return self._another(time.monotonic() + limit_s)
+
+    def give_back(self, connection: Connection) -> None:
+        with self._lock:
+            self._free.append(connection)
+            if self._closed:
+                self._end()
+            if self._waiting:
                 self._changed.notify()
 
-    def _take(self, deadline_s: float) -> Connection:
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise Invalid("this client is closed; make another one")
-                if self._free:
-                    return self._free.pop()  # the last one used: it has been heard of most recently
-                if len(self._all) < CONNECTIONS_MAX:
-                    number = len(self._all)
-                    name = self._link.instance if number == 0 else f"{self._link.instance}-{number}"
-                    link = replace(self._link, instance=name[: limits.NAME_CHARS_MAX])
-                    self._context = self._context or ClientContext(io_threads=1)
-                    connection = Connection(link, self._context)
-                    self._all.append(connection)
-                    return connection
+    def _another(self, deadline_s: float) -> Connection:
+        while True:
+            if self._closed:
+                raise Invalid("this client is closed; make another one")
+            if self._free:
+                return self._free.pop()
+            if len(self._all) < CONNECTIONS_MAX:
+                number = len(self._all)
+                name = self._link.instance if number == 0 else f"{self._link.instance}-{number}"
+                link = replace(self._link, instance=name[: limits.NAME_CHARS_MAX])
+                self._context = self._context or ClientContext(io_threads=1)
+                connection = Connection(link, self._context)
+                self._all.append(connection)
+                return connection
+            self._waiting += 1
+            try:
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._changed.wait(left_s):
-                    raise Unavailable(
-                        f"all {CONNECTIONS_MAX} connections of this client are waiting for answers; nothing was sent."
-                        " Fewer threads, or zq.AsyncClient, which needs one connection for any number of questions"
-                    )
+                freed = left_s > 0 and self._changed.wait(left_s)
+            finally:
+                self._waiting -= 1
+            if not freed:
+                raise Unavailable(
+                    f"all {CONNECTIONS_MAX} connections of this client are waiting for answers; nothing was sent."
+                    " Fewer threads, or zq.AsyncClient, which needs one connection for any number of questions"
+                )
 
     def close(self) -> None:
         """Idempotent. Connections that are in use are closed when their calls end."""
@@ -162,59 +170,64 @@ class Client(BlockingCalls):
             pool = self._pools.setdefault(pid, _Pool(self._link))
         return pool
 
-    def _exchange(self, questions: Sequence[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
-        patience_s = min(self.timeout_s, limit_s)
-        with self._pool().borrowed(time.monotonic() + limit_s) as connection:
-            exchange = _Exchange(connection, questions, limit_s, patience_s)
-            try:
-                return exchange.run()
-            finally:
-                exchange.forget()
+    def _exchange(self, questions: Iterable[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
+        pool = self._pool()
+        connection = pool.borrow(limit_s)
+        exchange = _Exchange(connection, iter(questions), limit_s, min(self.timeout_s, limit_s))
+        try:
+            return exchange.run()
+        finally:
+            exchange.forget()
+            pool.give_back(connection)
 
 
 class _Exchange:
-    """Some questions on one connection, until all have their answers."""
+    """Some questions on one connection, until all have their answers. The next one is made while those before it are
+    on their way."""
 
     def __init__(
-        self, connection: Connection, questions: Sequence[Question], limit_s: float, patience_s: float
+        self, connection: Connection, questions: Iterator[Question], limit_s: float, patience_s: float
     ) -> None:
         self._connection = connection
         self._questions = questions
         self._limit_s = limit_s
         self._patience_s = patience_s
-        self._index: dict[int, int] = {}
+        self._open: dict[int, tuple[int, Question]] = {}
+        """Request → which of the questions it is, and that question."""
+        self._found: dict[int, BrokerMessage | GivenUp] = {}
 
     def run(self) -> list[BrokerMessage | GivenUp]:
-        found: dict[int, BrokerMessage | GivenUp] = {}
-        todo = iter(enumerate(self._questions))
-        while len(found) < len(self._questions):
+        asked = 0
+        question = next(self._questions, None)
+        while question is not None or self._open:
             now_s = time.monotonic()
-            for index, question in itertools.islice(todo, IN_FLIGHT_MAX - len(self._index)):
+            if question is not None and len(self._open) < IN_FLIGHT_MAX:
                 request = self._connection.ask(question, now_s, now_s + self._limit_s, self._patience_s)
-                self._index[request] = index
+                self._open[request] = (asked, question)
+                asked += 1
+                question = next(self._questions, None)
             more = self._connection.turn(now_s)
-            answered = self._collect(found)
-            if not more and not answered:
+            self._collect()
+            if not more and (question is None or len(self._open) >= IN_FLIGHT_MAX):
                 _wait_readable(self._connection)
-        return [found[index] for index in range(len(self._questions))]
+        return [self._found[index] for index in range(asked)]
 
     def forget(self) -> None:
         """After an error or Ctrl-C the connection is clean for its next user."""
-        for request in self._index:
+        for request in self._open:
             self._connection.session.forget(request)
 
-    def _collect(self, found: dict[int, BrokerMessage | GivenUp]) -> bool:
+    def _collect(self) -> None:
         outcomes = self._connection.outcomes
-        before = len(found)
         while outcomes:
             outcome = outcomes.popleft()
-            index = self._index.pop(outcome.request, None)
-            if index is None:
-                continue
+            index, question = self._open.pop(outcome.request, (-1, None))
+            if question is None:
+                continue  # of a call that was broken off
             if isinstance(outcome, Answered):
-                found[index] = outcome.answer
-            elif outcome.in_contact and isinstance(self._questions[index], messages.Wait):
-                found[index] = outcome
+                self._found[index] = outcome.answer
+            elif outcome.in_contact and isinstance(question, messages.Wait):
+                self._found[index] = outcome
             else:
                 link = self._connection.link
                 raise answers.unavailable(
@@ -223,7 +236,6 @@ class _Exchange:
                     connected=self._connection.connected,
                     with_key=bool(link.public_key),
                 )
-        return len(found) > before
 
 
 def _wait_readable(connection: Connection) -> None:

@@ -5,7 +5,7 @@ Pure, so that the sync and the async client say the same things and cannot drift
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -13,9 +13,9 @@ import msgspec
 
 from zq.client import answers
 from zq.client.requests import Encoded, JobIdLike, milliseconds, raw_id
-from zq.client.session import Question
+from zq.client.session import GivenUp, Question
 from zq.exceptions import Invalid
-from zq.protocol import codec, limits, messages
+from zq.protocol import limits, messages
 from zq.protocol.errors import Code
 from zq.protocol.job import State, valid_name
 from zq.protocol.messages import BrokerMessage, Change, JobInfo, QueueInfo, Receipt, ReceiptStatus, Register, WorkerInfo
@@ -30,7 +30,8 @@ RUNNING_MAX: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    questions: Sequence[Question]
+    questions: Iterable[Question]
+    """Gone through once."""
     read: Callable[[list[BrokerMessage]], T]
     """One answer for each question, in their order; any may be a Refusal."""
 
@@ -50,33 +51,56 @@ class WorkerList(list[WorkerInfo]):
     not_listed = 0
 
 
-def submit_parts(jobs: Sequence[Encoded]) -> list[tuple[Sequence[Encoded], messages.Submit]]:
-    """The jobs in as few messages as they fit into."""
-    parts = codec.split(jobs, [len(one.spec) + 8 for one in jobs])
-    return [(part, messages.Submit(0, 0, [one.spec for one in part])) for part in parts]
+SUBMIT_JOBS_MAX: Final = 1000
+"""Jobs of one SUBMIT: the broker works on them while the next ones are being encoded."""
+_ENVELOPE_BYTES: Final = 8
+"""What a job takes in a SUBMIT beside its own bytes, at most."""
 
 
-def receipts_of(part: Sequence[Encoded], answer: BrokerMessage) -> list[Receipt]:
+def submit_parts(jobs: Iterable[Encoded]) -> Iterator[tuple[list[Encoded], messages.Submit]]:
+    """The jobs in messages, made when they are asked for."""
+    part: list[Encoded] = []
+    part_bytes = 0
+    for one in jobs:
+        size_bytes = len(one.spec) + _ENVELOPE_BYTES
+        if part and (len(part) >= SUBMIT_JOBS_MAX or part_bytes + size_bytes > limits.BATCH_BYTES_MAX):
+            yield part, messages.Submit(0, 0, [job.spec for job in part])
+            part, part_bytes = [], 0
+        part.append(one)
+        part_bytes += size_bytes
+    if part:
+        yield part, messages.Submit(0, 0, [job.spec for job in part])
+
+
+def receipts_of(part: Sequence[Encoded], answer: BrokerMessage | GivenUp) -> list[Receipt]:
     """One receipt for each job of a SUBMIT; if the whole message was refused, each says so."""
     if isinstance(answer, messages.Receipts):
-        return list(answer.receipts)
+        return answer.receipts
     return [_refused_receipt(one, answer) for one in part]
 
 
-def submit(jobs: Sequence[Encoded]) -> Call[list[Receipt]]:
-    parts = submit_parts(jobs)
+def submit(jobs: Iterable[Encoded]) -> Call[list[Receipt]]:
+    parts: list[list[Encoded]] = []
+
+    def questions() -> Iterator[Question]:
+        for part, question in submit_parts(jobs):
+            parts.append(part)
+            yield question
 
     def read(got: list[BrokerMessage]) -> list[Receipt]:
-        return [
-            receipt
-            for (part, _), answer in zip(parts, got, strict=True)
-            for receipt in receipts_of(part, answer)
-        ]
+        receipts: list[Receipt] = []
+        for part, answer in zip(parts, got, strict=True):
+            receipts += receipts_of(part, answer)
+        return receipts
 
-    return Call([question for _, question in parts], read)
+    return Call(questions(), read)
 
 
-def _refused_receipt(one: Encoded, answer: BrokerMessage) -> Receipt:
+def submit_one(job: Encoded) -> list[Question]:
+    return [messages.Submit(0, 0, [job.spec])]
+
+
+def _refused_receipt(one: Encoded, answer: BrokerMessage | GivenUp) -> Receipt:
     assert isinstance(answer, messages.Refusal)
     return Receipt(
         one.id,
@@ -136,17 +160,13 @@ def jobs(queue: str, state: State | str, after: bytes, limit: int, with_specs: b
     return Call([messages.AskJobs(0, 0, queue, state_of(state), after, limit, with_specs)], read)
 
 
-def events(
-    after: int, queue: str, job_id: JobIdLike | None, wait_s: float, limit: int
-) -> Call[messages.Events]:
+def events(after: int, queue: str, job_id: JobIdLike | None, wait_s: float, limit: int) -> Call[messages.Events]:
     _check_page(queue, limit)
     if isinstance(after, bool) or not isinstance(after, int) or not 0 <= after <= NEWEST:
         raise Invalid(f"after is {after!r:.60}; give the number of an event, 0 for the oldest that is kept")
     wait_ms = milliseconds("wait_s", wait_s)
     raw = raw_id(job_id) if job_id is not None else b""
-    return Call(
-        [messages.AskEvents(0, 0, after, queue, raw, wait_ms, limit)], lambda got: _one(got, messages.Events)
-    )
+    return Call([messages.AskEvents(0, 0, after, queue, raw, wait_ms, limit)], lambda got: _one(got, messages.Events))
 
 
 def _check_page(queue: str, limit: int) -> None:

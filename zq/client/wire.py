@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from typing import Final
 
 from zq.client import answers
 from zq.client.connection import Connection
@@ -15,6 +16,8 @@ from zq.protocol import messages
 from zq.protocol.messages import BrokerMessage
 
 Outcome = BrokerMessage | GivenUp
+OUTCOMES_PER_TURN: Final = 1000
+"""After so many answers the loop's other callbacks get their turn."""
 
 
 class Wire:
@@ -27,6 +30,8 @@ class Wire:
         self._connection = Connection(link, self._context, self._watch, self._unwatch)
         self._futures: dict[int, tuple[Question, float, asyncio.Future[Outcome]]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        """When `_timer` comes, in time.monotonic()."""
         self._turn_due: asyncio.Handle | None = None
 
     def ask(self, question: Question, limit_s: float, patience_s: float) -> asyncio.Future[Outcome]:
@@ -69,11 +74,15 @@ class Wire:
         if self._turn_due is not None:
             self._turn_due.cancel()
             self._turn_due = None
-        more = self._connection.turn(time.monotonic())
-        self._settle()
-        if more:
+        now_s = time.monotonic()
+        for _ in range(OUTCOMES_PER_TURN):
+            more = self._connection.turn(now_s)
+            self._settle()
+            if not more:
+                break
+        else:
             self._turn_soon()
-        self._set_timer()
+        self._set_timer(now_s)
 
     def _forget_if_cancelled(self, request: int, future: asyncio.Future[Outcome]) -> None:
         if future.cancelled():
@@ -101,10 +110,16 @@ class Wire:
                     )
                 )
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, now_s: float) -> None:
+        """A timer that comes too early does no harm; making one anew for every question would cost more."""
+        wake_s = self._connection.session.next_wake_s()
+        if wake_s is None or (self._timer is not None and self._timer_s <= wake_s):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        wake_s = self._connection.session.next_wake_s()
-        if wake_s is not None:
-            self._timer = self.loop.call_later(max(wake_s - time.monotonic(), 0.0) + 0.001, self._turn)
+        self._timer_s = wake_s
+        self._timer = self.loop.call_later(max(wake_s - now_s, 0.0) + 0.001, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._turn()
