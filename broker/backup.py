@@ -17,31 +17,35 @@ import lmdb
 from lmdb import verify
 
 from zq.broker.check import check
-from zq.broker.journal import JournalRefused
-from zq.broker.lmdb_journal import begin_new, bring_up, lock, put_in_place, sync_folder
-from zq.broker.lmdb_view import DATA_FORMAT, LmdbReader, open_to_read
+from zq.broker.journal import JournalError, JournalRefused
+from zq.broker.journal_folder import LOG_FILE, TABLES_FILE, begin_new, in_use, lock, put_in_place, sync_folder
+from zq.broker.lmdb_journal import LmdbJournal, bring_up
+from zq.broker.lmdb_view import DATA_FORMAT, LmdbReader, has_log, open_to_read
 
 EPOCHS_SKIPPED = 1000
 """Restarts of the broker between a backup and its restore that are allowed for: the tokens and session ids which they
 gave out must never be given out again, or a worker of then could speak for a job of now."""
 
 
-def back_up(journal: Path, destination: Path) -> int:
+def back_up(journal: Path, destination: Path, *, map_size_bytes: int = 1 << 30) -> int:
     """Copy the journal, as it is now, to the new folder `destination`; how many jobs it has.
 
     A broker may be running: LMDB gives a reader one state for as long as it reads, and the broker's file grows a
-    little meanwhile. Raises JournalRefused; then there is no `destination`.
+    little meanwhile. All that had a receipt when this began is in the copy. After a broker that was killed, its log is
+    worked in first. Raises JournalRefused; then there is no `destination`.
     """
     if destination.exists():
         raise JournalRefused(f"{destination} exists; name a new folder")
     with _private(), _explained(destination):
         new = begin_new(destination)
+        if not in_use(journal) and has_log(journal):
+            LmdbJournal(journal, map_size_bytes=map_size_bytes).close()
         with open_to_read(journal, shared=True) as reader:
             reader.copy_to(new)
         with open_to_read(new, shared=False) as copy:
             _refuse_damaged(journal, copy)
             jobs = copy.totals().rows
-        _sync_file(new / "data.mdb")
+        _sync_file(new / TABLES_FILE)
         put_in_place(new, destination)
     return jobs
 
@@ -67,7 +71,7 @@ def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) ->
             bring_up(new, EPOCHS_SKIPPED, map_size_bytes)
             with open_to_read(new, shared=False) as reader:
                 _refuse_damaged(backup, reader)
-            _sync_file(new / "data.mdb")
+            _sync_file(new / TABLES_FILE)
             if journal.exists():
                 aside = journal.with_name(f"{journal.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
                 _exchange(new, journal, aside)
@@ -80,18 +84,23 @@ def restore(backup: Path, journal: Path, *, force: bool, map_size_bytes: int) ->
 
 
 def _exchange(new: Path, journal: Path, aside: Path) -> None:
-    """Put the file of `new` in the place of the journal's, which is kept in `aside`: one rename does it."""
+    """Put the tables of `new` in the place of the journal's, which are kept in `aside`: one rename does it."""
     aside.mkdir(mode=0o700)
-    try:
-        os.link(journal / "data.mdb", aside / "data.mdb")
-    except OSError:  # a file system without links
-        shutil.copyfile(journal / "data.mdb", aside / "data.mdb")
-        _sync_file(aside / "data.mdb")
+    for name in (TABLES_FILE, LOG_FILE):
+        if not (journal / name).exists():
+            continue
+        try:
+            os.link(journal / name, aside / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(journal / name, aside / name)
+            _sync_file(aside / name)
     sync_folder(aside)
     sync_folder(aside.parent)
-    (new / "data.mdb").rename(journal / "data.mdb")
-    # LMDB's locks speak of the file that was there; a process that still reads that one keeps it, and them.
-    (journal / "lock.mdb").unlink(missing_ok=True)
+    (new / TABLES_FILE).rename(journal / TABLES_FILE)
+    # The log belongs to the tables that were there. LMDB's locks speak of that file, too; a process that still reads
+    # it keeps it, and them.
+    for name in (LOG_FILE, "lock.mdb"):
+        (journal / name).unlink(missing_ok=True)
     sync_folder(journal)
     shutil.rmtree(new)
 
@@ -138,6 +147,6 @@ def _explained(folder: Path) -> Iterator[None]:
     except BaseException as error:
         # What was begun is of no use, and may be what has filled the disk.
         shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
-        if isinstance(error, OSError | lmdb.Error):
+        if isinstance(error, OSError | lmdb.Error | JournalError):
             raise JournalRefused(f"{folder} cannot be written: {error}") from error
         raise

@@ -10,7 +10,8 @@ from __future__ import annotations
 from msgspec.structs import force_setattr, replace
 
 from zq.broker.journal import Counts, Notes, Step, View, apply_counts
-from zq.broker.records import RESULT_DROPPED, AttemptRow, EventRow, JobRow, KeptResult, holds_key, new_row
+from zq.broker.pending import Pending
+from zq.broker.records import RESULT_DROPPED, AttemptRow, EventRow, JobRow, KeptResult, new_row
 from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
 
 NO_JOB = bytes(16)
@@ -27,8 +28,8 @@ class Book:
         """Settings that wait for the commit."""
         self._loose_events: list[EventRow] = []
         self.counts: dict[str, Counts] = view.counts()
-        self._steps: dict[bytes, Step] = {}
-        self._keys: dict[str, bytes | None] = {}
+        self._pending = Pending()
+        self._steps = self._pending.steps
 
     # ------------------------------------------------------------------------------------------ looking up
 
@@ -54,7 +55,8 @@ class Book:
 
     def key_holder(self, key: str) -> bytes | None:
         """The live job that has this key."""
-        return self._keys[key] if key in self._keys else self.view.key_holder(key)
+        keys = self._pending.keys
+        return keys[key] if key in keys else self.view.key_holder(key)
 
     # ------------------------------------------------------------------------------------------ changing
 
@@ -122,24 +124,8 @@ class Book:
         return True
 
     def _record(self, step: Step) -> None:
-        row = step.after or step.before
-        assert row is not None
         apply_counts(self.counts, step)
-        if row.key:
-            held = step.after is not None and holds_key(step.after)
-            if held or (step.before is not None and holds_key(step.before)):
-                self._keys[row.key] = row.id if held else None
-        earlier = self._steps.get(row.id)
-        if earlier is not None:
-            step = Step(
-                earlier.before,
-                step.after,
-                spec=earlier.spec,
-                attempts=earlier.attempts + step.attempts,
-                result=step.result or earlier.result,
-                events=earlier.events + step.events,
-            )
-        self._steps[row.id] = step
+        self._pending.add(step)
 
     # ------------------------------------------------------------------------------------------ committing
 
@@ -155,7 +141,6 @@ class Book:
 
     def committed(self) -> None:
         """The journal has it all: its view is current again."""
-        self._steps.clear()
-        self._keys.clear()
+        self._pending.clear()
         self.facts.clear()
         self._loose_events.clear()

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from zq.broker.records import (
     AttemptRow,
     EventRow,
@@ -36,8 +38,7 @@ class JournalRefused(Exception):
     """The journal cannot be opened as it is. The text says what to do; a restart alone does not mend it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One job goes from `before` to `after`. No `before`: accepted. No `after`: forgotten, its retention is over."""
 
     before: JobRow | None
@@ -49,6 +50,8 @@ class Step:
     result: KeptResult | None = None
     events: tuple[EventRow, ...] = ()
     """What happened on the way, in order."""
+    anew: bool = False
+    """`before` was forgotten on the way, and `after` is another job under the same id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ def apply_counts(counts: dict[str, Counts], step: Step) -> None:
     queue = counts.get(row.queue)
     if queue is None:
         queue = counts[row.queue] = Counts()
-    if step.before is None:
+    if step.before is None or step.anew:
         queue.accepted += 1
     else:
         queue.by_state[step.before.state] -= 1
@@ -255,12 +258,12 @@ class MemoryJournal:
                 self._indexes[index].remove(key)
             if holds_key(before):
                 del self._keys[key_digest(before.key)]
-        if after is None:
-            self._rows.pop(job_id)
+        if after is None or step.anew:
+            self._rows.pop(job_id, None)
             self._specs.pop(job_id, None)
             self._attempts.pop(job_id, None)
             self._results.pop(job_id, None)
-        else:
+        if after is not None:
             for index, key in index_keys(after):
                 self._indexes[index].add(key, job_id)
             if holds_key(after):

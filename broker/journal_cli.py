@@ -13,7 +13,7 @@ import click
 from zq.broker.backup import back_up, damaged_pages, restore
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused
-from zq.broker.lmdb_journal import lock
+from zq.broker.journal_folder import lock
 from zq.broker.lmdb_view import open_to_read
 from zq.config import EXIT_CONFIG, Config, ConfigError, load
 
@@ -59,7 +59,8 @@ def check_command(folder: Path | None, pages: bool, config_path: str | None) -> 
 def backup_command(folder: Path, config_path: str | None) -> None:
     """Copy the journal, as it is now, to the new FOLDER, and check the copy. The broker may run."""
     with _reported():
-        jobs = back_up(journal_folder(load(config_path)), folder)
+        config = load(config_path)
+        jobs = back_up(journal_folder(config), folder, map_size_bytes=config.broker.map_size_gib << 30)
         click.echo(f"{folder}: {jobs} jobs")
 
 

@@ -1,27 +1,45 @@
-"""The journal on LMDB: one write transaction a batch, one commit with fsync, then it is durable.
+"""The journal on disk: a write-ahead log that makes each commit durable, and LMDB tables that it is worked into.
 
-What was measured and is relied on: a commit writes the data pages, calls fdatasync, then writes the meta page through
-an O_DSYNC descriptor, so what `commit()` returned from survives a power failure; `sync` and `metasync` stay on, and
-`writemap` stays off (a full disk would be SIGBUS). LMDB does not remember a failed fsync: after any error here the
+    commit    one record in the log (wal.py), one fdatasync: durable
+    settle    the steps since, one joined step for each job, go into the tables, in LMDB's open write transaction
+    checkpoint    that transaction is committed, and the log begins anew
+
+So what has to be waited for is one small write; what is put into the tables is less than what has happened, since most
+jobs come and go between two checkpoints; and what a power failure leaves is the tables as of a checkpoint, and a log of
+all that was said since, which the next start works in before it says a word.
+
+What was measured and is relied on of LMDB: a commit writes the data pages, calls fdatasync, then writes the meta page
+through an O_DSYNC descriptor, so what `commit()` returned from survives a power failure; `sync` and `metasync` stay on,
+and `writemap` stays off (a full disk would be SIGBUS). LMDB does not remember a failed fsync: after any error here the
 process must end. The environment belongs to one thread of one process and is never carried over a fork.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lmdb
+import msgspec
 
 from zq.broker.journal import Counts, JournalError, JournalRefused, Notes, Step, apply_counts
+from zq.broker.journal_folder import (
+    LOG_FILE,
+    begin_new,
+    explained,
+    failed,
+    lock,
+    make_parents,
+    put_in_place,
+    refuse_remote,
+    sync_folder,
+)
 from zq.broker.lmdb_view import (
     DATA_FORMAT,
     DATABASES_MAX,
+    LOG_TAG,
     READERS_MAX,
     TABLES,
     CountsRow,
@@ -29,14 +47,60 @@ from zq.broker.lmdb_view import (
     encode,
     refuse_format,
 )
-from zq.broker.records import FORMAT, drops_result, holds_key, index_keys, key_digest
+from zq.broker.pending import Pending
+from zq.broker.records import (
+    FORMAT,
+    AttemptRow,
+    EventRow,
+    JobRow,
+    KeptResult,
+    drops_result,
+    holds_key,
+    index_keys,
+    key_digest,
+)
 from zq.broker.upgrade import upgrade
+from zq.broker.wal import SIZE_BYTES, TAG_BYTES, LogDamaged, WriteAheadLog, make_log
 
-_REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"})
-"""No memory map with working locks there."""
+SETTLE_JOBS = 2048
+"""Jobs whose steps wait in memory at most: bounds it, and the time of one settling."""
+CHECKPOINT_STEPS = 16_384
+"""Steps between two checkpoints at most: bounds the pages that LMDB's transaction holds in memory."""
+CHECKPOINT_AFTER_MS = 1000
+"""The log is worked in after so long, for those who read the tables beside the broker."""
 
-_DISK_ERRORS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What may have gone when the next broker starts. LMDB calls a full disk EIO as often as ENOSPC."""
+
+class _LoggedStep(msgspec.Struct, frozen=True, array_like=True):
+    """A step in the log. Where it begins is known by those before it."""
+
+    id: bytes
+    after: JobRow | None
+    spec: bytes | None
+    attempts: tuple[AttemptRow, ...]
+    result: KeptResult | None
+    events: tuple[EventRow, ...]
+    anew: bool
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One commit in the log."""
+
+    time_ms: int
+    steps: list[_LoggedStep]
+    facts: dict[str, bytes]
+    events: list[EventRow]
+
+
+_decode_entry = msgspec.msgpack.Decoder(_Entry).decode
+
+
+def _entry(steps: Sequence[Step], now_ms: int, notes: Notes) -> bytes:
+    # As plain tuples, which are what the structs look like in msgpack: one object less to make for each step.
+    logged = [
+        (s.after.id if s.after is not None else s.before.id, s.after, s.spec, s.attempts, s.result, s.events, s.anew)  # type: ignore[union-attr]
+        for s in steps
+    ]
+    return encode((now_ms, logged, notes.facts, notes.events))
 
 
 class LmdbJournal(LmdbView):
@@ -46,137 +110,267 @@ class LmdbJournal(LmdbView):
     if it cannot be read; JournalError if the disk is full or fails, which a later start may find mended.
     """
 
-    def __init__(self, folder: Path, *, map_size_bytes: int, sync: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, map_size_bytes: int, log_size_bytes: int = SIZE_BYTES, sync: bool = True
+    ) -> None:
         self.folder = folder
         self._pid = os.getpid()
         self._commits_us: list[int] = []
         self.commits = 0
-        with _explained(folder):
-            _make_parents(folder)
-            _refuse_remote(folder.parent)
+        self._pending = Pending()
+        self._fresh_events: list[EventRow] = []
+        self._fresh_facts: dict[str, bytes] = {}
+        self._unsettled_counts: set[str] = set()
+        self._too_large: bytes | None = None
+        self._txn: lmdb.Transaction | None = None
+        self._changed = False
+        self._steps_since = 0
+        self._log_since_ms = 0
+        with explained(folder):
+            make_parents(folder)
+            refuse_remote(folder.parent)
             self._lock = lock(folder)
             try:
                 if not folder.exists():
-                    _create(folder, map_size_bytes)
-                self._open(_environment(folder, map_size_bytes, sync=sync))
+                    _create(folder, map_size_bytes, log_size_bytes)
+                self._open(_environment(folder, map_size_bytes, sync=sync), log_size_bytes, sync=sync)
             except BaseException:
                 os.close(self._lock)
                 raise
 
-    def _open(self, env: lmdb.Environment) -> None:
+    def _open(self, env: lmdb.Environment, log_size_bytes: int, *, sync: bool) -> None:
         try:
             env.reader_check()
             with env.begin(write=True) as txn:
                 tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}
-                meta = tables["meta"]
-                upgrade(txn, tables, txn.get(b"format", db=meta))
-                refuse_format(self.folder, txn.get(b"format", db=meta))
-                super().__init__(env, tables)
-                self._reader = txn
-                self._epoch = super().epoch + 1
-                self._seq = super().seq
-                self._time_ms = super().time_ms
-                self._last_event = super().last_event
-                self._counts = super().counts()
-                self._reader = None
-                txn.put(b"epoch", str(self._epoch).encode(), db=meta)
+                upgrade(txn, tables, txn.get(b"format", db=tables["meta"]))
+                refuse_format(self.folder, txn.get(b"format", db=tables["meta"]))
+                self._tag = txn.get(LOG_TAG, db=tables["meta"])
+            super().__init__(env, tables)
+            self._log = self._open_log(log_size_bytes, sync=sync)
+            try:
+                self._recover()
+            except BaseException:
+                self._log.close()
+                raise
         except BaseException:
             env.close()
             raise
 
-    # ------------------------------------------------------------------------------------------ writing
+    def _open_log(self, size_bytes: int, *, sync: bool) -> WriteAheadLog:
+        path = self.folder / LOG_FILE
+        if self._tag is None:  # made or restored just now, or of a format without a log
+            make_log(path, size_bytes)
+            sync_folder(self.folder)
+        elif not path.exists():
+            raise JournalRefused(
+                f"{path} is missing, and with it the newest jobs; put it back, or restore a backup (zq journal restore)"
+            )
+        return WriteAheadLog(path, sync=sync)
+
+    # ------------------------------------------------------------------------------------------ beginning
+
+    def _recover(self) -> None:
+        """Work in what the last broker left in the log, and begin an epoch; durable before it is told."""
+        self._load()
+        try:
+            self._replay()
+        except (LogDamaged, msgspec.MsgspecError) as error:
+            raise JournalRefused(
+                f"the log of the journal in {self.folder} is damaged: {error}. Nothing was changed. Restore a backup "
+                "(zq journal restore), or move the log away and accept that the newest jobs are lost"
+            ) from error
+        self._epoch += 1
+        self.checkpoint()
+
+    def _load(self) -> None:
+        """Take over where the tables end."""
+        self._epoch = super().epoch
+        self._seq = super().seq
+        self._time_ms = super().time_ms
+        self._last_event = super().last_event
+        self._counts = super().counts()
+
+    def _replay(self) -> None:
+        """Take the commits since the tables' checkpoint again."""
+        if self._tag is None:
+            return
+        entries = [*self._log.read(self._tag), *([self._too_large] if self._too_large is not None else [])]
+        for data in entries:
+            entry = _decode_entry(data)
+            steps: list[Step] = []
+            for logged in entry.steps:
+                before = self.row(logged.id)
+                steps.append(
+                    Step(before, logged.after, logged.spec, logged.attempts, logged.result, logged.events, logged.anew)
+                )
+            self._take(steps, entry.time_ms, Notes(entry.facts, entry.events))
+
+    # ------------------------------------------------------------------------------------------ committing
 
     def commit(self, steps: Sequence[Step], now_ms: int, notes: Notes | None = None) -> None:
         assert os.getpid() == self._pid, "the journal was carried over a fork"
-        self.end_reading()
         begun_ns = time.perf_counter_ns()
-        while True:
-            try:
-                counts = self._write(steps, now_ms, notes or Notes())
-                break
-            except lmdb.MapFullError:
-                # The batch as a whole is tried again in a larger map; it is address space, the disk's own bound is
-                # guarded before a submit is accepted.
-                self._env.set_mapsize(self._env.info()["map_size"] * 2)
-            except lmdb.Error as error:
-                raise JournalError(f"commit failed: {error}") from error
-        self._counts.update(counts)
-        self._time_ms = max(self._time_ms, now_ms)
+        notes = notes or Notes()
+        entry = _entry(steps, now_ms, notes)
+        try:
+            logged = self._log.append(entry)
+            if not logged:
+                self.checkpoint()
+                logged = self._log.append(entry)
+        except OSError as error:
+            raise failed(self.folder, error) from error
+        self._take(steps, now_ms, notes)
+        if not logged:  # larger than the whole log: it becomes durable in the tables
+            self._too_large = entry
+            self.checkpoint()
+            self._too_large = None
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _write(self, steps: Sequence[Step], now_ms: int, notes: Notes) -> dict[str, Counts]:
-        """Put a batch on disk; the new counts of the queues it has changed."""
-        touched = {step.after.queue for step in steps if step.after is not None}
-        counts = {name: self._counts[name].copy() for name in touched if name in self._counts}
-        tables = self._tables
-        seq = self._seq
-        last_event = self._last_event
-        with self._env.begin(write=True) as txn:
-            put, delete = txn.put, txn.delete
-            rows, specs, keyed = tables["row"], tables["spec"], tables["keyed"]
-            for step in steps:
-                before, after = step.before, step.after
-                if before is not None:
-                    for index, key in index_keys(before):
-                        if not delete(key, db=tables[index]):
-                            raise JournalError(f"index {index} has lost job {before.id.hex()}")
-                    if holds_key(before):
-                        delete(key_digest(before.key), db=keyed)
-                if after is None:
-                    assert before is not None
-                    self._forget(txn, before.id)
-                    continue
-                job_id = after.id
-                put(job_id, encode(after), db=rows)
-                for index, key in index_keys(after):
-                    put(key, job_id, db=tables[index])
-                if holds_key(after):
-                    put(key_digest(after.key), job_id, db=keyed)
-                if step.spec is not None:
-                    put(job_id, step.spec, db=specs)
-                    seq = max(seq, after.seq)
-                for attempt in step.attempts:
-                    put(job_id + attempt.number.to_bytes(4, "big"), encode(attempt), db=tables["attempt"])
-                for event in step.events:
-                    put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
-                    last_event = max(last_event, event.number)
-                if step.result is not None:
-                    put(job_id, encode(step.result), db=tables["result"])
-                if drops_result(before, after):
-                    delete(job_id, db=tables["result"])
-                apply_counts(counts, step)
-            for queue, now in counts.items():
-                row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
-                put(key_digest(queue), encode(row), db=tables["counts"])
-            for event in notes.events:
-                put(event.number.to_bytes(8, "big"), encode(event), db=tables["event"])
-                last_event = max(last_event, event.number)
-            for name, value in notes.facts.items():
-                put(name.encode(), value, db=tables["fact"])
-            put(b"seq", str(seq).encode(), db=tables["meta"])
-            put(b"last_event", str(last_event).encode(), db=tables["meta"])
-            put(b"time_ms", str(max(now_ms, self._time_ms)).encode(), db=tables["meta"])
-        self._seq = seq
-        self._last_event = last_event
-        return counts
+    def _take(self, steps: Sequence[Step], now_ms: int, notes: Notes) -> None:
+        """What the log has and the tables do not have yet."""
+        add = self._pending.add
+        counts = self._counts
+        events: list[EventRow] = []
+        for step in steps:
+            add(step)
+            apply_counts(counts, step)
+            events += step.events
+            after = step.after
+            if after is not None:
+                self._unsettled_counts.add(after.queue)
+                if step.spec is not None and after.seq > self._seq:
+                    self._seq = after.seq
+        events += notes.events
+        if events:
+            events.sort(key=_number)
+            self._fresh_events += events
+            self._last_event = max(self._last_event, events[-1].number)
+        self._fresh_facts.update(notes.facts)
+        self._time_ms = max(self._time_ms, now_ms)
+        self._steps_since += len(steps)
+        self._log_since_ms = self._log_since_ms or now_ms
 
-    def forget_events(self, kept_max: int, limit: int) -> None:
-        """See Journal. A transaction of its own: it is small, and nothing depends on it."""
-        table = self._tables["event"]
-        surplus = int(self._read().stat(table)["entries"]) - kept_max
-        if surplus <= 0:
+    def tend(self, now_ms: int) -> None:
+        """Do what is due of settling and checkpoints. Call it when everything has been said."""
+        if len(self._pending.steps) >= SETTLE_JOBS:
+            self._settle()
+        overdue = self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_AFTER_MS
+        if overdue or self._steps_since >= CHECKPOINT_STEPS or self._log.half_full:
+            self.checkpoint()
+
+    # ------------------------------------------------------------------------------------------ the tables
+
+    def checkpoint(self) -> None:
+        """Make the tables durable as of now; the log begins anew. Raises JournalError."""
+        tag = os.urandom(TAG_BYTES)
+
+        def finish() -> None:
+            self._settle()
+            txn = self._writer()
+            for name, value in (
+                (b"epoch", self._epoch), (b"seq", self._seq), (b"last_event", self._last_event),
+                (b"time_ms", self._time_ms),
+            ):  # fmt: skip
+                txn.put(name, str(value).encode(), db=self._tables["meta"])
+            txn.put(LOG_TAG, tag, db=self._tables["meta"])
+            self._txn = None
+            txn.commit()
+
+        self._in_tables(finish)
+        self._changed = False
+        self._tag = tag
+        self._log.begin(tag)
+        self._steps_since = self._log_since_ms = 0
+
+    def _settle(self) -> None:
+        """Put what is only in the log into the tables' open transaction."""
+        if self._fresh_events or self._fresh_facts or self._pending.steps:
+            self._in_tables(self._put_all)
+            self._pending.clear()
+            self._fresh_events.clear()
+            self._fresh_facts.clear()
+            self._unsettled_counts.clear()
+
+    def _in_tables(self, work: Callable[[], None]) -> None:
+        """Run `work`, which changes the tables; if the map is too small for it, in a larger one, from the log again."""
+        self._changed = True
+        while True:
+            try:
+                work()
+                return
+            except lmdb.MapFullError:
+                self._grow()
+            except (lmdb.Error, OSError) as error:
+                raise failed(self.folder, error) from error
+
+    def _grow(self) -> None:
+        """The map is address space; the disk's own bound is guarded before a submit is accepted."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+        self._env.set_mapsize(self._env.info()["map_size"] * 2)
+        epoch = self._epoch
+        self._pending.clear()
+        self._fresh_events.clear()
+        self._fresh_facts.clear()
+        self._load()
+        self._replay()
+        self._epoch = epoch
+
+    def _put_all(self) -> None:
+        txn, tables = self._writer(), self._tables
+        steps = list(self._pending.steps.values())
+        for step in steps:
+            self._take_away(txn, step)
+        rows: list[tuple[bytes, bytes]] = []
+        specs: list[tuple[bytes, bytes]] = []
+        attempts: list[tuple[bytes, bytes]] = []
+        indexed: dict[str, list[tuple[bytes, bytes]]] = {}
+        for step in steps:
+            after = step.after
+            if after is None:
+                continue
+            job_id = after.id
+            rows.append((job_id, encode(after)))
+            for index, key in index_keys(after):
+                indexed.setdefault(index, []).append((key, job_id))
+            if holds_key(after):
+                txn.put(key_digest(after.key), job_id, db=tables["keyed"])
+            if step.spec is not None:
+                specs.append((job_id, step.spec))
+            for attempt in step.attempts:
+                attempts.append((job_id + attempt.number.to_bytes(4, "big"), encode(attempt)))
+            if step.result is not None:
+                txn.put(job_id, encode(step.result), db=tables["result"])
+        for name, entries in (("row", rows), ("spec", specs), ("attempt", attempts), *indexed.items()):
+            entries.sort()
+            txn.cursor(db=tables[name]).putmulti(entries)
+        events = [(event.number.to_bytes(8, "big"), encode(event)) for event in self._fresh_events]
+        txn.cursor(db=tables["event"]).putmulti(events)
+        for name, value in self._fresh_facts.items():
+            txn.put(name.encode(), value, db=tables["fact"])
+        for queue in self._unsettled_counts:
+            now = self._counts[queue]
+            row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
+            txn.put(key_digest(queue), encode(row), db=tables["counts"])
+
+    def _take_away(self, txn: lmdb.Transaction, step: Step) -> None:
+        """What the tables have of a job and will not have any more."""
+        before, after, tables = step.before, step.after, self._tables
+        if before is None:
             return
-        self.end_reading()
-        try:
-            with self._env.begin(write=True) as txn:
-                cursor = txn.cursor(db=table)
-                for _ in range(min(surplus, limit)):
-                    if not cursor.first():
-                        break
-                    cursor.delete()
-        except lmdb.Error as error:
-            raise JournalError(f"events could not be forgotten: {error}") from error
+        kept = index_keys(after) if after is not None else []
+        for entry in index_keys(before):
+            if entry not in kept and not txn.delete(entry[1], db=tables[entry[0]]):
+                raise JournalError(f"index {entry[0]} has lost job {before.id.hex()}")
+        if holds_key(before) and not (after is not None and holds_key(after)):
+            txn.delete(key_digest(before.key), db=tables["keyed"])
+        if after is None or step.anew:
+            self._forget(txn, before.id)
+        elif drops_result(before, after):
+            txn.delete(before.id, db=tables["result"])
 
     def _forget(self, txn: lmdb.Transaction, job_id: bytes) -> None:
         for name in ("row", "spec", "result"):
@@ -185,10 +379,62 @@ class LmdbJournal(LmdbView):
         while cursor.set_range(job_id) and bytes(cursor.key()).startswith(job_id):
             cursor.delete()
 
-    def _note_duration(self, duration_us: int) -> None:
-        self._commits_us.append(duration_us)
-        if len(self._commits_us) > 2048:
-            del self._commits_us[:1024]
+    def forget_events(self, kept_max: int, limit: int) -> None:
+        """See Journal. It is not logged: a crash before the next checkpoint only brings old events back."""
+        surplus = int(self._read().stat(self._tables["event"])["entries"]) - kept_max
+        if surplus > 0:
+            self._in_tables(lambda: self._drop_events(min(surplus, limit)))
+
+    def _drop_events(self, count: int) -> None:
+        cursor = self._writer().cursor(db=self._tables["event"])
+        for _ in range(count):
+            if not cursor.first():
+                break
+            cursor.delete()
+
+    # ------------------------------------------------------------------------------------------ looking up
+
+    def _writer(self) -> lmdb.Transaction:
+        """The open transaction of the tables: what was settled since the checkpoint is in it."""
+        if self._txn is None:
+            self._txn = self._env.begin(write=True)
+        return self._txn
+
+    def _read(self) -> lmdb.Transaction:
+        self._settle()
+        return self._writer()
+
+    def end_reading(self) -> None:
+        """Let go of the pages that mere reading has pinned."""
+        if self._txn is not None and not self._changed:
+            self._txn.abort()
+            self._txn = None
+
+    def row(self, job_id: bytes) -> JobRow | None:
+        step = self._pending.steps.get(job_id)
+        return step.after if step is not None else self._row_in(self._writer(), job_id)
+
+    def spec(self, job_id: bytes) -> bytes | None:
+        step = self._pending.steps.get(job_id)
+        if step is None or (step.after is not None and step.spec is None):
+            return self._spec_in(self._writer(), job_id)
+        return step.spec if step.after is not None else None
+
+    def result(self, job_id: bytes) -> KeptResult | None:
+        step = self._pending.steps.get(job_id)
+        if step is not None and (step.result is not None or step.before is None):
+            return step.result
+        return super().result(job_id)
+
+    def key_holder(self, key: str) -> bytes | None:
+        keys = self._pending.keys
+        return keys[key] if key in keys else self._key_holder_in(self._writer(), key)
+
+    def events(self, after: int, limit: int) -> list[EventRow]:
+        fresh = self._fresh_events
+        if fresh and after >= fresh[0].number - 1:
+            return fresh[after + 1 - fresh[0].number :][:limit]
+        return super().events(after, limit)
 
     def counts(self) -> dict[str, Counts]:
         return {name: counts.copy() for name, counts in self._counts.items()}
@@ -211,6 +457,11 @@ class LmdbJournal(LmdbView):
 
     # ------------------------------------------------------------------------------------------ the rest
 
+    def _note_duration(self, duration_us: int) -> None:
+        self._commits_us.append(duration_us)
+        if len(self._commits_us) > 2048:
+            del self._commits_us[:1024]
+
     def commit_p99_us(self) -> int:
         """Of the last one or two thousand commits, in microseconds; 0 before the first."""
         ordered = sorted(self._commits_us)
@@ -221,9 +472,22 @@ class LmdbJournal(LmdbView):
         self._env.reader_check()
 
     def close(self) -> None:
-        self.end_reading()
+        if not self._log.empty:
+            self.checkpoint()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything as it is, as a killed process would. What was committed is in the log."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+        self._log.close()
         self._env.close()
         os.close(self._lock)
+
+
+def _number(event: EventRow) -> int:
+    return event.number
 
 
 def _environment(folder: Path, map_size_bytes: int, *, sync: bool = True) -> lmdb.Environment:
@@ -235,7 +499,7 @@ def _environment(folder: Path, map_size_bytes: int, *, sync: bool = True) -> lmd
     )  # fmt: skip
 
 
-def _create(folder: Path, map_size_bytes: int) -> None:
+def _create(folder: Path, map_size_bytes: int, log_size_bytes: int) -> None:
     """Make an empty journal under another name and rename it: a crash in LMDB's own creation leaves a broken file."""
     new = begin_new(folder)
     env = _environment(new, map_size_bytes)
@@ -243,13 +507,16 @@ def _create(folder: Path, map_size_bytes: int) -> None:
         meta, *_ = [env.open_db(name.encode(), txn=txn) for name in TABLES]
         txn.put(b"format", str(FORMAT).encode(), db=meta)
         txn.put(b"created_ms", str(int(time.time() * 1000)).encode(), db=meta)
+        txn.put(LOG_TAG, os.urandom(TAG_BYTES), db=meta)
     env.sync(True)
     env.close()
+    make_log(new / LOG_FILE, log_size_bytes)
     put_in_place(new, folder)
 
 
 def bring_up(folder: Path, epochs_skipped: int, map_size_bytes: int) -> None:
-    """Make a copy of a journal fit to go on from: in today's format, and past the epochs of other brokers.
+    """Make a copy of a journal's tables fit to go on from: in today's format, past the epochs of other brokers, and
+    without the log that the original has.
 
     Nobody has it open. Raises JournalRefused for a format that this zq cannot read.
     """
@@ -261,86 +528,6 @@ def bring_up(folder: Path, epochs_skipped: int, map_size_bytes: int) -> None:
             upgrade(txn, tables, txn.get(b"format", db=meta))
             refuse_format(folder, txn.get(b"format", db=meta))
             txn.put(b"epoch", str(int(txn.get(b"epoch", b"0", db=meta)) + epochs_skipped).encode(), db=meta)
+            txn.delete(LOG_TAG, db=meta)
     finally:
         env.close()
-
-
-def begin_new(folder: Path) -> Path:
-    """An empty private folder beside `folder`, in which a journal can be made; what was left in it is gone."""
-    new = folder.with_name(folder.name + ".new")
-    if new.exists():
-        for file in new.iterdir():
-            file.unlink()
-    new.mkdir(mode=0o700, exist_ok=True)
-    return new
-
-
-def put_in_place(new: Path, folder: Path) -> None:
-    """Give the finished journal in `new` its name, durably."""
-    sync_folder(new)
-    new.rename(folder)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def lock(folder: Path) -> int:
-    """Lock the journal in `folder` for one broker, since LMDB itself would let two write in turn; the descriptor.
-
-    The lock ends with the process or when the descriptor is closed. Raises JournalRefused if another has it.
-    """
-    path = folder.with_name(folder.name + ".lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise JournalRefused(
-            f"another broker has this journal ({path}: pid {owner or 'unknown'}); stop it, or use another data_dir"
-        ) from None
-    # For people only: on a full disk the lock is taken without it.
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What goes wrong when a journal is opened, as one of the two errors that a broker knows."""
-    try:
-        yield
-    except (lmdb.Error, OSError) as error:
-        number = error.code if isinstance(error, lmdb.Error) else error.errno
-        if number in _DISK_ERRORS:
-            raise JournalError(f"the disk under {folder} is full or fails: {error}") from error
-        raise JournalRefused(
-            f"the journal in {folder} cannot be opened: {error}. Nothing was changed. Restore a backup (zq journal "
-            "restore), or move the folder away to begin with an empty journal"
-        ) from error
-
-
-def _make_parents(folder: Path) -> None:
-    """Make the folder's parents, private, in such a way that a power failure takes none of them away again."""
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for parent in reversed(missing):
-        sync_folder(parent.parent)
-
-
-def _refuse_remote(folder: Path) -> None:
-    with suppress(OSError, ValueError, IndexError):
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
-        inside = [(m[1], m[2]) for m in mounts if (str(folder.resolve()) + "/").startswith(m[1].rstrip("/") + "/")]
-        _, kind = max(inside, key=lambda m: len(m[0]))
-        if kind in _REMOTE_FILESYSTEMS:
-            raise JournalRefused(
-                f"{folder} is on {kind}: a journal needs a local file system (memory map, locks); set data_dir to one"
-            )

@@ -7,8 +7,9 @@ must not stay for long.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ import lmdb
 import msgspec
 
 from zq.broker.journal import Counts, JournalRefused, Totals, prefix_end
+from zq.broker.journal_folder import LOG_FILE, TABLES_FILE, in_use
 from zq.broker.records import FORMAT, AttemptRow, EventRow, Index, JobRow, KeptResult, key_digest
 from zq.protocol.job import State
 
 DATA_FORMAT = 0
 """The LMDB 0.9 file format; py-lmdb also bundles a newer one that cannot read it."""
+
+LOG_TAG = b"log"
+"""Under this name, among the numbers: the tag of the log's records that are not in the tables yet."""
+CHECKPOINT_WAIT_S = 5.0
+_POLL_S = 0.02
 
 TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "event", "fact", *Index)
 DATABASES_MAX = 32
@@ -62,7 +69,10 @@ class LmdbView:
             self._reader = None
 
     def row(self, job_id: bytes) -> JobRow | None:
-        data = self._read().get(job_id, db=self._tables["row"])
+        return self._row_in(self._read(), job_id)
+
+    def _row_in(self, txn: lmdb.Transaction, job_id: bytes) -> JobRow | None:
+        data = txn.get(job_id, db=self._tables["row"])
         return None if data is None else _decode_row(data)
 
     def rows(self, after: bytes, limit: int) -> list[JobRow]:
@@ -76,7 +86,10 @@ class LmdbView:
         return found
 
     def spec(self, job_id: bytes) -> bytes | None:
-        found = self._read().get(job_id, db=self._tables["spec"])
+        return self._spec_in(self._read(), job_id)
+
+    def _spec_in(self, txn: lmdb.Transaction, job_id: bytes) -> bytes | None:
+        found = txn.get(job_id, db=self._tables["spec"])
         return None if found is None else bytes(found)
 
     def attempts(self, job_id: bytes) -> list[AttemptRow]:
@@ -94,7 +107,10 @@ class LmdbView:
         return None if data is None else _decode_result(data)
 
     def key_holder(self, key: str) -> bytes | None:
-        found = self._read().get(key_digest(key), db=self._tables["keyed"])
+        return self._key_holder_in(self._read(), key)
+
+    def _key_holder_in(self, txn: lmdb.Transaction, key: str) -> bytes | None:
+        found = txn.get(key_digest(key), db=self._tables["keyed"])
         return None if found is None else bytes(found)
 
     def scan(
@@ -194,11 +210,30 @@ class LmdbReader(LmdbView):
 
 @contextmanager
 def open_to_read(folder: Path, *, shared: bool) -> Iterator[LmdbReader]:
-    """The journal in `folder`. `shared`: a broker may be writing to it, so LMDB's locks are needed.
+    """The journal in `folder`. `shared`: a broker may be writing to it, so LMDB's locks are needed, and what is only in
+    its log now is waited for, some seconds at most. After a broker that was killed, the log waits for the next one.
 
     Raises JournalRefused if there is no journal, if it is of another format, or if it cannot be read.
     """
-    if not (folder / "data.mdb").is_file():
+    with _opened(folder, shared=shared) as env:
+        if shared:
+            _await_checkpoint(env, folder)
+        reader = LmdbReader(env, {name: env.open_db(name.encode(), create=False) for name in TABLES})
+        try:
+            yield reader
+        finally:
+            reader.end_reading()
+
+
+def has_log(folder: Path) -> bool:
+    """Whether something of the journal in `folder` is only in its log. Raises JournalRefused as `open_to_read` does."""
+    with _opened(folder, shared=True) as env:
+        return _unsettled(env, folder) is not None
+
+
+@contextmanager
+def _opened(folder: Path, *, shared: bool) -> Iterator[lmdb.Environment]:
+    if not (folder / TABLES_FILE).is_file():
         raise JournalRefused(f"there is no journal in {folder}")
     try:
         env = lmdb.open(
@@ -209,15 +244,28 @@ def open_to_read(folder: Path, *, shared: bool) -> Iterator[LmdbReader]:
             with env.begin() as txn:
                 found = txn.get(b"format", db=env.open_db(b"meta", txn=txn, create=False))
             refuse_format(folder, found)
-            reader = LmdbReader(env, {name: env.open_db(name.encode(), create=False) for name in TABLES})
-            try:
-                yield reader
-            finally:
-                reader.end_reading()
+            yield env
         finally:
             env.close()
     except lmdb.Error as error:
         raise JournalRefused(f"the journal in {folder} cannot be read: {error}") from None
+
+
+def _unsettled(env: lmdb.Environment, folder: Path) -> bytes | None:
+    """The tag of the log's records that are not in the tables yet; None if there are none."""
+    with env.begin() as txn:
+        tag = txn.get(LOG_TAG, db=env.open_db(b"meta", txn=txn, create=False))
+    with suppress(OSError), (folder / LOG_FILE).open("rb") as log:
+        if tag is not None and log.read(len(tag)) == tag:
+            return bytes(tag)
+    return None
+
+
+def _await_checkpoint(env: lmdb.Environment, folder: Path) -> None:
+    until_s = time.monotonic() + CHECKPOINT_WAIT_S
+    tag = _unsettled(env, folder)
+    while tag is not None and tag == _unsettled(env, folder) and in_use(folder) and time.monotonic() < until_s:
+        time.sleep(_POLL_S)
 
 
 def refuse_format(folder: Path, found: bytes | None) -> None:

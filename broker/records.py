@@ -19,7 +19,7 @@ import msgspec
 from zq.protocol.job import LIVE, Cause, JobSpec, Outcome, State
 from zq.protocol.messages import Usage
 
-FORMAT = 2
+FORMAT = 3
 RESULT_DROPPED = -1
 
 

@@ -121,6 +121,7 @@ class Server:
                     poller.poll(wait_ms)
             self.core.submits.closed = Code.STOPPING
             self._round()
+            self._journal.checkpoint()
         except JournalError:
             # What is on disk is unknown: not one more word may be said, and the next start reads what there is.
             log.critical("the journal failed; the broker ends at once", exc_info=True)
@@ -156,6 +157,7 @@ class Server:
             self._send(peer, message)
         for peer, message in events:
             self._send(peer, message)
+        self._journal.tend(now_ms)
 
     def _receive(self, parts: list[bytes] | list[zmq.Frame], now_ms: int) -> None:
         identity: Identity | None = None

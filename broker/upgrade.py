@@ -38,7 +38,11 @@ def _lanes_and_results(txn: lmdb.Transaction, tables: Tables) -> None:
                 txn.put(key, row.id, db=tables[index])
 
 
-UPGRADES: dict[int, Callable[[lmdb.Transaction, Tables], None]] = {1: _lanes_and_results}
+def _log(txn: lmdb.Transaction, tables: Tables) -> None:
+    """2 → 3: there is a write-ahead log, which is made when the journal is opened. The tables are as they were."""
+
+
+UPGRADES: dict[int, Callable[[lmdb.Transaction, Tables], None]] = {1: _lanes_and_results, 2: _log}
 """Format found → the step to the next one."""
 
 

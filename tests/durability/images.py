@@ -1,4 +1,4 @@
-"""What a power failure may leave: from what was recorded, images of the journal's file at every moment."""
+"""What a power failure may leave: from what was recorded, images of the journal's files at every moment."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 
 
+Piece = tuple[str, int, bytes]
+"""File, offset, bytes."""
+
+
 @dataclass(frozen=True)
 class Image:
-    data: bytes | None
-    """None: the journal does not have its name yet."""
+    data: dict[str, bytes] | None
+    """By file. None: the journal does not have its name yet."""
     acked: int
     """Batches that were acknowledged, or -1 before the journal was first opened."""
     epoch: int
@@ -25,21 +29,24 @@ class Image:
 
 @dataclass
 class _Disk:
-    durable: bytearray = field(default_factory=bytearray)
-    pending: list[tuple[int, bytes]] = field(default_factory=list)
+    durable: dict[str, bytearray] = field(default_factory=dict)
+    pending: list[Piece] = field(default_factory=list)
     named: bool = False
     naming: bool = False
 
     def write(self, write: Write) -> None:
+        # The file itself is there from its first write on: its name was made before, in a folder that is synced later.
+        self.durable.setdefault(write.file, bytearray())
         if write.synced:
-            _put(self.durable, write.offset, write.data)
+            _put(self.durable, (write.file, write.offset, write.data))
         else:
-            self.pending.append((write.offset, write.data))
+            self.pending.append((write.file, write.offset, write.data))
 
-    def sync(self) -> None:
-        for offset, data in self.pending:
-            _put(self.durable, offset, data)
-        self.pending.clear()
+    def sync(self, file: str) -> None:
+        for piece in self.pending:
+            if piece[0] == file:
+                _put(self.durable, piece)
+        self.pending = [piece for piece in self.pending if piece[0] != file]
 
 
 def images(events: Sequence[Event], seed: int) -> Iterator[Image]:
@@ -59,22 +66,21 @@ def images(events: Sequence[Event], seed: int) -> Iterator[Image]:
         elif isinstance(event, FolderSync):
             disk.named = disk.named or disk.naming
         moment = f"event {number}, {type(event).__name__}, after ACK {acked}"
-        torn = [(event.offset, event.data)] if isinstance(event, Write) else []
+        torn = [(event.file, event.offset, event.data)] if isinstance(event, Write) else []
         for kind, part in _parts(rng, disk.pending + torn):
-            data = bytearray(disk.durable)
-            for offset, piece in part:
-                _put(data, offset, piece)
+            data = {name: bytearray(content) for name, content in disk.durable.items()}
+            for piece in part:
+                _put(data, piece)
             there = disk.named or (disk.naming and rng.random() < 0.5)
-            yield Image(bytes(data) if there else None, acked, epoch, f"{moment}, {kind}")
+            files = {name: bytes(content) for name, content in data.items()} if there else None
+            yield Image(files, acked, epoch, f"{moment}, {kind}")
         if isinstance(event, Write):
             disk.write(event)
         elif isinstance(event, Sync):
-            disk.sync()
+            disk.sync(event.file)
 
 
-def _parts(
-    rng: random.Random, writes: list[tuple[int, bytes]]
-) -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
+def _parts(rng: random.Random, writes: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     yield "nothing unsynced", []
     if not writes:
         return
@@ -84,17 +90,19 @@ def _parts(
         yield f"some {kind}", [piece for piece in _pieces(writes, size) if rng.random() < share]
 
 
-def _pieces(writes: list[tuple[int, bytes]], size: int) -> Iterator[tuple[int, bytes]]:
+def _pieces(writes: list[Piece], size: int) -> Iterator[Piece]:
     """The writes, cut where a disk may tear them."""
-    for offset, data in writes:
+    for file, offset, data in writes:
         start = 0
         while start < len(data):
             end = start + size - (offset + start) % size
-            yield offset + start, data[start:end]
+            yield file, offset + start, data[start:end]
             start = end
 
 
-def _put(data: bytearray, offset: int, piece: bytes) -> None:
-    if len(data) < offset + len(piece):
-        data.extend(bytes(offset + len(piece) - len(data)))
-    data[offset : offset + len(piece)] = piece
+def _put(files: dict[str, bytearray], piece: Piece) -> None:
+    file, offset, part = piece
+    data = files.setdefault(file, bytearray())
+    if len(data) < offset + len(part):
+        data.extend(bytes(offset + len(part) - len(data)))
+    data[offset : offset + len(part)] = part

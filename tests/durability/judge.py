@@ -18,7 +18,7 @@ from lmdb import verify
 
 from tests.durability.images import Image
 from tests.durability.plan import BATCH_MS, Plan, content, make_plan
-from tests.durability.workload import MAP_SIZE_BYTES
+from tests.durability.workload import LOG_SIZE_BYTES, MAP_SIZE_BYTES
 from zq.broker.check import check
 from zq.broker.journal import JournalError, JournalRefused
 from zq.broker.lmdb_journal import LmdbJournal
@@ -30,7 +30,7 @@ def judge(folder: Path, plan: Plan, acked: int, epoch: int) -> Iterator[str]:
         for problem in verify.verify(str(folder)):  # type: ignore[no-untyped-call]
             yield f"verify: {problem}"
     try:
-        journal = LmdbJournal(folder, map_size_bytes=MAP_SIZE_BYTES)
+        journal = LmdbJournal(folder, map_size_bytes=MAP_SIZE_BYTES, log_size_bytes=LOG_SIZE_BYTES)
     except (JournalRefused, JournalError) as error:
         yield f"refused: {error}"
         return
@@ -88,7 +88,8 @@ class Judge:
         place.parent.mkdir()
         if image.data is not None:
             place.mkdir(mode=0o700)
-            (place / "data.mdb").write_bytes(image.data)
+            for name, data in image.data.items():
+                (place / name).write_bytes(data)
         found = self._ask({"folder": str(place), "acked": max(image.acked, 0), "epoch": image.epoch})
         shutil.rmtree(place.parent)
         return found

@@ -1,4 +1,4 @@
-"""Which bytes of the journal were where when: the system calls of a workload, recorded with strace.
+"""Which bytes of the journal's two files were where when: the system calls of a workload, recorded with strace.
 
 What a power failure may leave of a file is what was synced, and any part of what was not. A write through an O_DSYNC
 descriptor is on the disk, by itself, when it returns. A rename is there or not until its folder is synced.
@@ -18,8 +18,12 @@ _CALL = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
+FILES = ("data.mdb", "log")
+
+
 @dataclass(frozen=True)
 class Write:
+    file: str
     offset: int
     data: bytes
     synced: bool
@@ -28,7 +32,9 @@ class Write:
 
 @dataclass(frozen=True)
 class Sync:
-    """All that was written is on the disk."""
+    """All that was written to the file is on the disk."""
+
+    file: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ Event = Write | Sync | Rename | FolderSync | Say
 
 
 def record(strace: str, folder: Path, seed: int, batches: int, mode: str) -> list[Event]:
-    """Run workload.py on `folder`/journal; what it did to the journal's file and said, in order."""
+    """Run workload.py on `folder`/journal; what it did to the journal's files and said, in order."""
     log = folder / "strace.log"
     words = [strace, "-qq", "-xx", "-s", "10000000", "-e", f"trace={_CALLS}", "-o", str(log), sys.executable]
     arguments = ["-m", "tests.durability.workload", str(folder / "journal"), str(seed), str(batches), mode]
@@ -86,18 +92,18 @@ def _events(lines: Iterator[str], folder: Path) -> Iterator[Event]:
             yield Say(word.decode(), int(number))
         elif call in ("fsync", "fdatasync") and path == str(folder):
             yield FolderSync()
-        elif path.endswith("/data.mdb"):
+        elif (file := path.rpartition("/")[2].removesuffix(".new")) in FILES:
             data = b"".join(texts)
             if call in ("fsync", "fdatasync"):
-                yield Sync()
+                yield Sync(file)
             elif call == "lseek":
                 position[descriptor] = answer
             elif call in ("pwrite64", "pwritev"):
                 assert answer == len(data), f"a short write: {line[:100]}"
-                yield Write(int(arguments.rpartition(",")[2]), data, dsync)
+                yield Write(file, int(arguments.rpartition(",")[2]), data, dsync)
             elif call in ("write", "writev"):
                 assert answer == len(data), f"a short write: {line[:100]}"
-                yield Write(position[descriptor], data, dsync)
+                yield Write(file, position[descriptor], data, dsync)
                 position[descriptor] += answer
             else:
                 raise AssertionError(f"the recorder does not know what {call} does to the journal")

@@ -176,8 +176,8 @@ def test_a_broker_whose_disk_is_full_at_once_comes_back_on_its_ballast(small_dis
 
 def test_a_limit_on_the_file_ends_the_broker_with_everything_kept(tmp_path: Path, connect: Connect) -> None:
     """Needs no root: RLIMIT_FSIZE is a full disk that cannot be seen coming."""
-    broker = Broker(tmp_path / "var", ZQ_BROKER_BALLAST_MIB="4")
-    broker.start("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")
+    broker = Broker(tmp_path / "var", ZQ_BROKER_BALLAST_MIB="16")
+    broker.start("sh", "-c", 'ulimit -f 20480; exec "$@"', "sh")
     peer = connect(broker.address)
     session = peer.hello().session
     accepted = 0

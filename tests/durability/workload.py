@@ -16,6 +16,10 @@ from tests.durability.plan import make_plan
 from zq.broker.lmdb_journal import LmdbJournal
 
 MAP_SIZE_BYTES = 1 << 26
+LOG_SIZE_BYTES = 128 << 10
+"""Small enough that it is full now and then, and that some batches are larger than all of it."""
+TEND_EVERY = 3
+"""Batches between two looks at what is due."""
 
 
 def say(word: str, number: int) -> None:
@@ -32,12 +36,17 @@ def main() -> None:
     for number, steps in enumerate(plan.batches, 1):
         if number in (1, batches // 2):
             if journal is not None:
-                journal.close()
-            journal = LmdbJournal(folder, map_size_bytes=MAP_SIZE_BYTES, sync=mode != "nosync")
+                # As a killed broker leaves it: the next one finds the log.
+                journal.abandon()
+            journal = LmdbJournal(
+                folder, map_size_bytes=MAP_SIZE_BYTES, log_size_bytes=LOG_SIZE_BYTES, sync=mode != "nosync"
+            )
             say("EPOCH", journal.epoch)
         assert journal is not None
         journal.commit(steps, plan.time_ms(number))
         say("ACK", number)
+        if number % TEND_EVERY == 0:
+            journal.tend(plan.time_ms(number))
 
 
 def _without_metasync(function, path, **options):  # type: ignore[no-untyped-def]
