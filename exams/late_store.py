@@ -62,7 +62,7 @@ class LateStore:
             raise AttributeError(name)
         return functools.partial(self._call, name)
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.open(), name)(*args, **kwargs)
 
 

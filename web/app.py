@@ -25,6 +25,7 @@ from zq.web import auth, openapi, problems
 from zq.web.callers import CALLER, check_queue, client_ip
 from zq.web.cors import Cors
 from zq.web.dead import DeadRoutes
+from zq.web.exam_clients import ExamClientRoutes
 from zq.web.exams import ExamRoutes
 from zq.web.jobs import JobRoutes
 from zq.web.metrics import MetricRoutes
@@ -67,16 +68,17 @@ def create_app(services: Services) -> Starlette:
     described: list[Operation] = []
     document = functools.cache(lambda: openapi.document(described, __version__))
     probes = ProbeRoutes(services, document)
+    exams = ExamRoutes(services)
     for routes in (
         SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), QueueRoutes(services),
-        ScheduleRoutes(services), StreamRoutes(services), ExamRoutes(services), UploadRoutes(services),
-        RecordingRoutes(services), probes, MetricRoutes(services, responses),
+        ScheduleRoutes(services), StreamRoutes(services), exams, UploadRoutes(services),
+        RecordingRoutes(services), ExamClientRoutes(services, exams), probes, MetricRoutes(services, responses),
     ):  # fmt: skip
         described += routes.operations()
     operations = described + PageRoutes(services).operations()
 
-    door = _Door(services)
     cors = Cors(services.config.web.cors_origins)
+    door = _Door(services, cors)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -100,11 +102,15 @@ def _routes(
     return [Route(path, _Guarded(_Path(by_path[path], door), cors, responses)) for path in paths]
 
 
+_EXAM_CLIENT = auth.NOBODY | {auth.Scope.SUBMIT}
+
+
 class _Door:
     """Who may come in, and how often."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, cors: Cors) -> None:
         web = services.config.web
+        self._cors = cors
         self._gate = services.gate
         self._quotas = Quotas()
         self._per_minute = web.requests_per_minute
@@ -113,8 +119,8 @@ class _Door:
     def admit(self, request: Request, operation: Operation | None) -> None:
         """Puts the caller into the request's scope. Raises Problem: 401, 403, 429."""
         caller = self._gate.caller(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))
-        if operation is not None and operation.tokenless and not caller.name and self._is_exam_client(request):
-            caller = auth.Caller("exam clients", auth.NOBODY | {auth.Scope.SUBMIT}, (operation.queue,))
+        if operation is not None and operation.tokenless and self._is_exam_client(request):
+            caller = auth.Caller(f"exam client {client_ip(request)}", _EXAM_CLIENT, (operation.queue,))
         request.scope[CALLER] = caller
         _check_scope(caller, operation, request)
         if caller.name:
@@ -127,12 +133,18 @@ class _Door:
                 raise Problem(429, "too-many-requests", detail, retry_after_s=left.wait_s)
 
     def _is_exam_client(self, request: Request) -> bool:
-        if not self._networks:
+        """Without a token, from a network of exam clients, and not sent by a page of somebody else's in a browser."""
+        if not self._networks or "authorization" in request.headers:
+            return False
+        origin = request.headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+        if not (own or self._cors.allows(origin)):
             return False
         try:
             address = ipaddress.ip_address(client_ip(request))
         except ValueError:
             return False
+        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._networks)
 
 

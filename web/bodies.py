@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
@@ -58,8 +59,11 @@ def too_large(max_bytes: int) -> Problem:
     return Problem(413, "too-large", f"the body is larger than {max_bytes} bytes, the bound set for it here")
 
 
-async def chunks(request: Request, *, max_bytes: int, timeout_s: float) -> AsyncIterator[bytes]:
-    """The body as it comes. The deadline is absolute: a trickle does not extend it.
+async def chunks(
+    request: Request, *, max_bytes: int, timeout_s: float, bytes_per_s_min: float = math.inf
+) -> AsyncIterator[bytes]:
+    """The body as it comes. The deadline is absolute: a trickle does not extend it, unless it brings more than
+    `bytes_per_s_min` (a slow line must be able to send a large body).
 
     Raises Problem: 408 when the time is over, 413 as soon as there is more than `max_bytes`, 400 for fewer bytes than
     declared; ClientDisconnect.
@@ -71,10 +75,13 @@ async def chunks(request: Request, *, max_bytes: int, timeout_s: float) -> Async
     more = True
     while more:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline + size_bytes / bytes_per_s_min):
                 message = await request.receive()
         except TimeoutError:
-            raise Problem(408, "too-slow", f"the body did not arrive within {timeout_s:g} s") from None
+            slow = f"the body did not arrive within {timeout_s:g} s"
+            if size_bytes and bytes_per_s_min < math.inf:
+                slow = f"the body came at less than {bytes_per_s_min:g} bytes/s for {timeout_s:g} s"
+            raise Problem(408, "too-slow", slow) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part: bytes = message.get("body", b"")

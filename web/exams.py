@@ -140,20 +140,28 @@ class ExamRoutes:
     async def login(self, request: Request) -> Response:
         body = await self._body(request, Login)
         exam_id, student_id = student_key(request)
+        student = await self.enter(exam_id, student_id, body.name, client_ip(request))
+        return json_response(await asyncio.to_thread(self._student_view, student))
+
+    async def enter(self, exam_id: str, student_id: str, name: str | None, ip: str) -> Student:
+        """The student begins, or comes back. Raises ExamError."""
         student = await asyncio.to_thread(
-            self._store.login, exam_id, student_id, now_ms=now_ms(), ip=client_ip(request), name=body.name
+            self._store.login, exam_id, student_id, now_ms=now_ms(), ip=ip, name=name
         )
         self._services.heartbeats.learn(exam_id, student_id)
-        return json_response(await asyncio.to_thread(self._student_view, student))
+        return student
 
     async def make_token(self, request: Request) -> Response:
         exam_id, student_id = student_key(request)
         await self._ignore_body(request)
+        return json_response(await self.upload_token(exam_id, student_id), 201)
+
+    async def upload_token(self, exam_id: str, student_id: str) -> UploadToken:
+        """For the student's own client. Raises ExamError."""
         student, exam = await asyncio.to_thread(self._student_and_exam, exam_id, student_id)
         expires_ms = max(exam.end_ms, now_ms()) + TOKEN_AFTER_END_MS
         token = self._services.gate.student_token(student.exam_id, student.student_id, expires_ms // 1000)
-        made = UploadToken(token=token, expires_at=times.show(expires_ms, self._store.zone))
-        return json_response(made, 201)
+        return UploadToken(token=token, expires_at=times.show(expires_ms, self._store.zone))
 
     def _student_and_exam(self, exam_id: str, student_id: str) -> tuple[Student, Exam]:
         return self._store.get_student(exam_id, student_id), self._store.get_exam(exam_id)
@@ -161,26 +169,31 @@ class ExamRoutes:
     async def heartbeat(self, request: Request) -> Response:
         exam_id, student_id = student_key(request)
         await self._ignore_body(request)
+        await self.hear(exam_id, student_id, client_ip(request))
+        return Response(status_code=204)
+
+    async def hear(self, exam_id: str, student_id: str, ip: str) -> None:
+        """A sign of life: an entry in memory, written with the next batch. Raises ExamError."""
         buffer = self._services.heartbeats
         if not buffer.knows(exam_id, student_id):
             # Once a student, not once a heartbeat.
             await asyncio.to_thread(self._store.get_student, exam_id, student_id)
             buffer.learn(exam_id, student_id)
-        buffer.add(exam_id, student_id, at_ms=now_ms(), ip=client_ip(request))
-        return Response(status_code=204)
+        buffer.add(exam_id, student_id, at_ms=now_ms(), ip=ip)
 
     async def finish(self, request: Request) -> Response:
-        """First the store says that the student is done and which job merges; then that job is submitted."""
         exam_id, student_id = student_key(request)
         await self._ignore_body(request)
+        view, under_way = await self.end(exam_id, student_id, client_ip(request))
+        headers = {"Location": f"/v1/jobs/{view.job}"} if under_way else {}
+        return json_response(view, 202 if under_way else 200, headers)
+
+    async def end(self, exam_id: str, student_id: str, ip: str) -> tuple[FinishView, bool]:
+        """First the store says that the student is done and which job merges; then that job is submitted. Also says
+        whether the merge is still to come. Raises ExamError."""
         has_segments = await asyncio.to_thread(self._services.storage.has_segments, exam_id, student_id)
         finished = await asyncio.to_thread(
-            self._store.finish_student,
-            exam_id,
-            student_id,
-            now_ms=now_ms(),
-            ip=client_ip(request),
-            has_segments=has_segments,
+            self._store.finish_student, exam_id, student_id, now_ms=now_ms(), ip=ip, has_segments=has_segments
         )
         student = finished.student
         submitted = True
@@ -188,16 +201,13 @@ class ExamRoutes:
             submitted = await submit(self._services, finished.merge)
             student = await asyncio.to_thread(self._store.get_student, exam_id, student_id)
         recording = student.recording
-        job = recording.job_id if recording is not None else None
         view = FinishView(
             student=await asyncio.to_thread(self._student_view, student),
             first=finished.first,
-            job=job,
+            job=recording.job_id if recording is not None else None,
             submitted=submitted,
         )
-        under_way = recording is not None and recording.state in {MergeState.REQUESTED, MergeState.SUBMITTED}
-        headers = {"Location": f"/v1/jobs/{job}"} if under_way else {}
-        return json_response(view, 202 if under_way else 200, headers)
+        return view, recording is not None and recording.state in {MergeState.REQUESTED, MergeState.SUBMITTED}
 
     async def _body(self, request: Request, struct: type[T]) -> T:
         web = self._services.config.web

@@ -56,7 +56,7 @@ def _operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
         content: dict[str, Any] = {"application/octet-stream": {}}
         found["requestBody"] = {"required": True, "content": content}
     elif operation.body is not None:
-        content = {"application/json": {"schema": schema_of[repr(operation.body)]}}
+        content = {name: {"schema": schema_of[repr(operation.body)]} for name in operation.body_types}
         found["requestBody"] = {"required": True, "content": content}
     return found
 

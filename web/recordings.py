@@ -16,11 +16,11 @@ from zq.exams.errors import ExamError
 from zq.exams.model import Student
 from zq.web import auth
 from zq.web.exams import student_key
+from zq.web.intake import in_thread
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import Problem
 from zq.web.ranges import NotSatisfiable, Span, wanted
 from zq.web.services import Services
-from zq.web.uploads import in_thread
 
 READ_BYTES = 256 << 10
 NOT_READY_RETRY_AFTER_S = 5.0

@@ -9,7 +9,6 @@ This module imports nothing of zq's, so every layer may read it.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -240,6 +239,10 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
 
 
 def _check_networks(web: WebSection) -> None:
+    if not (web.exam_client_networks or web.trusted_proxies):
+        return
+    import ipaddress  # few have any
+
     for key in ("exam_client_networks", "trusted_proxies"):
         for text in getattr(web, key):
             try:

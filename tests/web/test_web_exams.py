@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from zq.client.aio import AsyncClient
 from zq.exams.model import Student
 from zq.exams.segment_index import list_segments, read_index
 from zq.exams.store import ExamStore
+from zq.web.intake import BYTES_PER_S_MIN
 from zq.web.services import now_ms
 
 STUDENT = "/v1/exams/math/students/s1"
@@ -304,3 +307,40 @@ def succeed(api: Api, job: str, content: bytes = b"0123456789", video: str = "s1
     api.services.store.merge_succeeded(
         "math", "s1", job, now_ms=now_ms(), video=video, segments=1, size_bytes=len(content), duration_ms=1000
     )
+
+
+def test_a_finish_during_an_upload_makes_the_segment_late(api: Api) -> None:
+    make_exam(api)
+    put(api, "1.webm")
+    jobs: list[str] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"begun "
+        job = (await api.send("POST", f"{STUDENT}/finish")).json()["job"]
+        await api.send("DELETE", f"/v1/jobs/{job}")  # as if it had run by now, without this segment
+        jobs.append(job)
+        yield b"and ended"
+
+    assert api("PUT", f"{STUDENT}/segments/2.webm", content=body()).status_code == 201
+    recording = api("GET", STUDENT).json()["recording"]
+    assert recording["job_id"] != jobs[0]
+    assert recording["state"] == "submitted"
+    api("DELETE", f"/v1/jobs/{recording['job_id']}")
+
+
+def test_a_slow_line_may_send_a_segment_as_long_as_it_goes_on(tmp_path: Path, broker_port: int) -> None:
+    api = Api(load(write_config(tmp_path, broker_port, web="body_timeout_s = 0.3")))
+    make_exam(api)
+
+    async def body(piece: bytes) -> AsyncIterator[bytes]:
+        for _ in range(2):
+            yield piece
+            await asyncio.sleep(0.4)
+        yield b"end"
+
+    path = f"{STUDENT}/segments/slow.webm"
+    assert api("PUT", path, content=body(b"x" * 10 * BYTES_PER_S_MIN)).status_code == 201
+    assert "bytes/s" in problem(api("PUT", path, content=body(b"x")), 408)["detail"]
+    as_json = {"Content-Type": "application/json"}
+    problem(api("POST", "/v1/exams", content=body(b"{" + b" " * 500_000), headers=as_json), 408)
+    api.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.result import Ok
@@ -54,11 +55,13 @@ def check(api: Api, operation: Any) -> None:
     @given(operation.as_strategy())
     def ask(case: Any) -> None:
         request = case.as_transport_kwargs(base_url="http://zq.test")
-        headers = {name: str(value) for name, value in (request["headers"] or {}).items() if name != "Authorization"}
-        options = {name: request[name] for name in ("params", "json") if request.get(name) is not None}
-        if request.get("data") is not None:
-            options["content"] = request["data"]
-        answer = api(request["method"], request["url"], headers=headers, **options)
+        # As it would travel: forms with files have boundaries.
+        made = requests.Request(
+            request["method"], request["url"], params=request.get("params"), json=request.get("json"),
+            data=request.get("data"), files=request.get("files"),
+            headers={name: value for name, value in (request["headers"] or {}).items() if name != "Authorization"},
+        ).prepare()  # fmt: skip
+        answer = api(str(made.method), str(made.url), headers=dict(made.headers), content=made.body)
         case.validate_response(
             answer,
             checks=[
@@ -67,3 +70,4 @@ def check(api: Api, operation: Any) -> None:
         )  # fmt: skip
 
     ask()
+

@@ -1,0 +1,140 @@
+"""How a segment comes in: streamed to disk while it is hashed, on record before it is answered.
+
+What comes after the student has finished is late: what was merged without it, or is being merged, is not complete, so
+a new merge is asked for. Whether it is late is looked up when the segment is durable: a finish during the upload
+counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from zq.exams.model import Student
+from zq.exams.segment_index import read_index, record_segment
+from zq.exams.segments import MergeRefused, Segment
+from zq.exams.status import MergeState, StudentStatus
+from zq.exams.storage import SegmentWriter
+from zq.web.exam_views import SegmentView
+from zq.web.exams import submit
+from zq.web.problems import Problem
+from zq.web.services import Services, now_ms
+
+WRITE_BYTES: Final = 512 << 10
+"""Gathered before a thread is asked to write: fewer hand-overs, and still little memory for each upload."""
+BYTES_PER_S_MIN: Final = 16 << 10
+"""A body that comes at this rate or faster may take longer than `web.body_timeout_s`."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the uploader says of a segment; None for what it does not say."""
+
+    seq: int | None
+    ts_ms: int | None
+    size_bytes: int | None
+    sha256: str | None
+
+
+class Intake:
+    """Takes segments of all routes. Belongs to one event loop; disk and database are asked in threads."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def take(
+        self, exam_id: str, student_id: str, name: str, declared: Declared, parts: AsyncIterator[bytes], ip: str
+    ) -> SegmentView:
+        """Store the segment that `parts` brings, durably. Raises ExamError, Problem and what `parts` raises; then
+        nothing of it is left."""
+        merged, writer = await in_thread(self._open, exam_id, student_id, name, declared)
+        try:
+            waiting = bytearray()
+            digest = hashlib.sha256()
+            async for part in parts:
+                waiting += part
+                if merged is not None:
+                    digest.update(part)
+                if len(waiting) >= WRITE_BYTES:
+                    await in_thread(writer.write, bytes(waiting))
+                    waiting.clear()
+            if merged is not None and merged.sha256 == digest.hexdigest():
+                # Its answer was lost, and meanwhile it was merged and cleaned up.
+                size_bytes = writer.written_bytes + len(waiting)
+                return SegmentView(name=name, size_bytes=size_bytes, sha256=merged.sha256, created=False)
+            stored, student = await in_thread(self._commit, writer, bytes(waiting), exam_id, student_id, name, declared)
+        finally:
+            await in_thread(writer.abort)
+        self._services.heartbeats.learn(exam_id, student_id)
+        self._services.heartbeats.add(exam_id, student_id, at_ms=now_ms(), ip=ip)
+        if stored.created and student.status is StudentStatus.LOGOUT:
+            merge = await asyncio.to_thread(self._services.store.request_merge, exam_id, student_id, now_ms=now_ms())
+            await submit(self._services, merge)
+        return stored
+
+    def _open(
+        self, exam_id: str, student_id: str, name: str, declared: Declared
+    ) -> tuple[Segment | None, SegmentWriter]:
+        student = self._services.store.get_student(exam_id, student_id)
+        writer = self._services.storage.open_segment(
+            exam_id,
+            student_id,
+            name,
+            size_bytes_max=self._services.config.web.max_segment_mib << 20,
+            size_bytes=declared.size_bytes,
+            sha256=declared.sha256,
+        )
+        return self._merged_segment(student, name), writer
+
+    def _merged_segment(self, student: Student, name: str) -> Segment | None:
+        """What is on record of a segment that is in the finished video and no longer on disk."""
+        if student.recording is None or student.recording.state is not MergeState.DONE:
+            return None
+        folder = self._services.storage.student_folder(student.exam_id, student.student_id)
+        if (folder / name).exists():
+            return None
+        with contextlib.suppress(OSError, MergeRefused):
+            return read_index(folder).get(name)
+        return None
+
+    def _commit(
+        self, writer: SegmentWriter, rest: bytes, exam_id: str, student_id: str, name: str, declared: Declared
+    ) -> tuple[SegmentView, Student]:
+        writer.write(rest)
+        stored = writer.commit()
+        segment = Segment(name, declared.seq, declared.ts_ms, stored.size_bytes, stored.sha256, now_ms())
+        if stored.created or not _on_record(stored.folder, segment):
+            try:
+                record_segment(stored.folder, segment)
+            except OSError as error:
+                detail = f"the segment cannot be put on record ({error.strerror}); send it again later"
+                raise Problem(503, "unavailable", detail, retry_after_s=5) from error
+        view = SegmentView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, created=stored.created)
+        return view, self._services.store.get_student(exam_id, student_id)
+
+
+def _on_record(folder: Path, segment: Segment) -> bool:
+    """Whether these bytes are on record under this name: repeats of an upload must not make the list grow."""
+    try:
+        known = read_index(folder).get(segment.name)
+    except (OSError, MergeRefused):
+        return False
+    return known is not None and known.sha256 == segment.sha256
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As asyncio.to_thread, but never leaves while the work still runs: it may use a descriptor that is closed next."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
