@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zq.broker.book import Book
-from zq.broker.records import Index, JobRow, key_digest
+from zq.broker.records import KEY_DIGEST_BYTES, Index, JobRow, key_digest
 from zq.protocol.job import State
 from zq.protocol.limits import CREDIT_MAX
 
@@ -23,10 +23,20 @@ class Concurrency:
         self._book = book
         self._admitted: dict[str, int] = {}
         """Exact for each key in it; others are counted in the journal when they are first needed."""
-        self._free: set[str] = set()
-        """Keys that may have room for a parked job."""
+        self._free: set[str] = set(self._parked_on_disk())
+        """Keys that may have room for a parked job. At the start all that have one: the broker may have died between
+        the commit that made room and the one that would have let it in."""
         self._parked_now: set[str] = set()
         """Keys with jobs parked in this round: the journal does not show those yet."""
+
+    def _parked_on_disk(self) -> Iterator[str]:
+        after = b""
+        while found := self._book.view.scan(Index.PARKED, b"", after, 1):
+            key, job_id = found[0]
+            row = self._book.view.row(job_id)
+            assert row is not None
+            yield row.concurrency_key
+            after = key[:KEY_DIGEST_BYTES] + b"\xff" * 16
 
     def _count(self, key: str) -> int:
         count = self._admitted.get(key)

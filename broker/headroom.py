@@ -16,6 +16,8 @@ from zq.broker.sessions import Session
 from zq.protocol import limits
 from zq.protocol import messages as m
 
+_SOMEWHERE = ""
+
 
 class _Held(NamedTuple):
     disk: str
@@ -34,7 +36,9 @@ class Headroom:
     # ------------------------------------------------------------------------------------------ what is held
 
     def hold(self, row: JobRow, session: Session | None) -> None:
-        """The RUNNING job is with this worker now; None: with one that has to claim it first."""
+        """The RUNNING job is with this worker now; None: with one that has to claim it first. As long as nobody knows
+        on which disk that is, its needs are taken off everywhere.
+        """
         if row.disk_bytes or row.memory_bytes:
             self.release(row.token)
             disk, machine = _places(session)
@@ -65,8 +69,8 @@ class Headroom:
             return None
         disk, machine = _places(session)
         return m.Room(
-            max(0, room.disk_bytes - self._disk[disk]),
-            max(0, room.memory_bytes - self._memory[machine]),
+            max(0, room.disk_bytes - self._disk[disk] - self._disk[_SOMEWHERE]),
+            max(0, room.memory_bytes - self._memory[machine] - self._memory[_SOMEWHERE]),
             room.disk,
             room.machine,
         )
@@ -98,11 +102,10 @@ class Headroom:
 
 def _places(session: Session | None) -> tuple[str, str]:
     """Names of the disk and the machine of a worker; its own where it gives none."""
-    if session is None:
-        return "", ""
+    if session is None or session.room is None:
+        return _SOMEWHERE, _SOMEWHERE
     own = f"worker {session.instance}"
-    room = session.room
-    return (own, own) if room is None else (room.disk or own, room.machine or own)
+    return session.room.disk or own, session.room.machine or own
 
 
 def _take_off(sums: Counter[str], name: str, count: int) -> None:

@@ -224,8 +224,11 @@ def _admitted_key(row: JobRow) -> bytes:
     return key_digest(row.concurrency_key) + row.id
 
 
+KEY_DIGEST_BYTES = 16
+
+
 def key_digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return hashlib.blake2b(key.encode(), digest_size=KEY_DIGEST_BYTES).digest()
 
 
 @functools.lru_cache(_PREFIXES_REMEMBERED)

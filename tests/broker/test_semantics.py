@@ -10,7 +10,7 @@ import zq.protocol.messages as m
 from tests.broker.harness import Harness, Worker, one
 from zq.broker.queues import AGEING_MS
 from zq.protocol.errors import Code
-from zq.protocol.job import Cause, KeyPolicy, Outcome, State, job_id_from
+from zq.protocol.job import Cause, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import ReceiptStatus, WhyReason
 
 
@@ -135,6 +135,22 @@ def test_lanes_are_found_again_after_a_restart(zq: Harness) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- concurrency keys
+
+
+def test_a_parked_job_is_let_in_also_when_the_broker_dies_just_after_there_was_room(zq: Harness) -> None:
+    worker = zq.worker()
+    zq.submit("a", concurrency_key="licence")
+    lease = worker.lease()
+    client = zq.client()
+    # One round: "b" is parked behind "a", then "a" ends. The next round would let "b" in, but there is none.
+    spec = JobSpec(job_id_from("b"), "t", "q", concurrency_key="licence")
+    done = m.Result(lease.job_id, lease.attempt, lease.token, Outcome.DONE)
+    zq.core.receive(b"client", None, m.Submit(client, 1, [encode_spec(spec)]), zq.now_ms)
+    zq.core.receive(b"worker", None, m.Ack(worker.session, [done]), zq.now_ms)
+    zq.round()
+    assert not zq.row(spec.id).admitted
+    zq.restart()
+    assert zq.worker("again").lease().job_id == spec.id
 
 
 def test_a_concurrency_key_bounds_what_runs_at_once_and_holds_up_nobody_else(zq: Harness) -> None:

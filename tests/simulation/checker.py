@@ -15,6 +15,9 @@ from zq.broker.records import JobRow
 from zq.protocol.job import ENDED, JobSpec, State
 from zq.protocol.messages import BrokerMessage, Receipt, ReceiptStatus
 
+DISK_BYTES = 1 << 30
+"""Of each disk; nothing that runs in the simulator uses any of it."""
+
 
 class Violation(AssertionError):
     """A promise was broken."""
@@ -29,6 +32,8 @@ class Checker:
     def __init__(self) -> None:
         self._credit: dict[tuple[str, str], int] = {}
         """Of each worker and queue, as the broker has last read it."""
+        self.disks: dict[str, str] = {}
+        """worker → the disk it is on."""
         self.specs: dict[bytes, JobSpec] = {}
         self.receipts: dict[bytes, ReceiptStatus] = {}
         self.ended: dict[bytes, State] = {}
@@ -86,6 +91,7 @@ class Checker:
                 demand(on_disk, "I4: a dispatch before its attempt is on disk")
                 self._check_credit(row, journal)
                 self._check_key(row, journal)
+                self._check_disk(row, journal)
         elif isinstance(message, m.Acked):
             for token in message.accepted:
                 rows = [row for row in journal._rows.values() if row.token == token]
@@ -103,6 +109,13 @@ class Checker:
         key = row.concurrency_key
         running = [r for r in journal._rows.values() if r.concurrency_key == key and r.state is State.RUNNING]
         demand(len(running) <= row.concurrency_limit, "more jobs of one concurrency key run than its limit")
+
+    def _check_disk(self, row: JobRow | None, journal: MemoryJournal) -> None:
+        if row is None or row.state is not State.RUNNING or not row.disk_bytes:
+            return
+        disk = self.disks[row.worker]
+        needs = sum(r.disk_bytes for r in journal._rows.values() if r.token and self.disks.get(r.worker) == disk)
+        demand(needs <= DISK_BYTES, "headroom: jobs that run on one disk need more than it has")
 
     def started(self, job_id: bytes, attempt: int, token: int) -> None:
         starts = self.starts[job_id]

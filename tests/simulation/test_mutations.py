@@ -13,6 +13,7 @@ from tests.simulation.test_simulation import play
 from tests.simulation.world import ALL_FAULTS, World
 from zq.broker.book import Book
 from zq.broker.core import Core
+from zq.broker.headroom import Headroom
 from zq.broker.leases import Lease, Leases
 from zq.broker.records import JobRow
 from zq.broker.sessions import Session
@@ -72,6 +73,22 @@ def lost_leases_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leases, "claim", lambda self, session, claims: ([], [claim.token for claim in claims], []))
 
 
+def needs_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """What a running job needs is given away again."""
+    patch.setattr(Headroom, "hold", lambda self, row, session: None)
+
+
+def needs_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
+    """Jobs that ran before the broker's start need nothing until they are claimed."""
+    hold = Headroom.hold
+
+    def forgetful(self: Headroom, row: JobRow, session: Session | None) -> None:
+        if session is not None and session.room is not None:
+            hold(self, row, session)
+
+    patch.setattr(Headroom, "hold", forgetful)
+
+
 def play_all(*, speaks_first: bool = False) -> None:
     for seed in SEEDS:
         play(World(seed, ALL_FAULTS, speaks_first=speaks_first))
@@ -85,6 +102,8 @@ def play_all(*, speaks_first: bool = False) -> None:
         (credit_not_enforced, "I8"),
         (ended_jobs_not_remembered, r"I2|I4|stands|a result makes a job done"),
         (lost_leases_forgotten, r"I7|I8"),
+        (needs_not_kept, "headroom"),
+        (needs_forgotten_by_a_restart, "headroom"),
     ],
 )
 def test_a_defect_is_found(

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import zq.protocol.messages as m
-from tests.simulation.checker import Checker
+from tests.simulation.checker import DISK_BYTES, Checker
 from zq.broker.core import Core, Settings
 from zq.broker.journal import MemoryJournal
 from zq.protocol import codec
@@ -306,6 +306,8 @@ class SimWorker:
         self.world = world
         self.name = name
         self.tags = ("gpu",) if name.endswith("0") else ()
+        self.disk = "own" if name.endswith("2") else "shared"
+        world.checker.disks[name] = self.disk
         self.frozen = False
         self._incarnation = 0
         self._begin()
@@ -368,6 +370,8 @@ class SimWorker:
         if generation != self._generation:
             return
         if not self.frozen:
+            if self.session.wants_room(self.world.now_ms):
+                self._handle(io.RoomMeasured(DISK_BYTES, DISK_BYTES, self.disk, self.name))
             self._carry_out(self.session.turn(self.world.now_ms))
         self.world.at(20, lambda: self._turn(generation))
 
@@ -528,8 +532,9 @@ class SimClient:
         self._request += 1
         chosen = world.random
         concurrency_key = chosen.choice(["", "", "c1", "c2"])
+        job_id = chosen.randbytes(16)
         spec = JobSpec(
-            id=chosen.randbytes(16),
+            id=job_id,
             task="t",
             queue=chosen.choice([*QUEUES, *[TINY] * (self._burst // 4)]),
             priority=chosen.randint(0, 9),
@@ -542,6 +547,7 @@ class SimClient:
             concurrency_key=concurrency_key,
             concurrency_limit=2 if concurrency_key == "c2" else 1,
             tags=chosen.choice([(), (), (), ("gpu",)]),
+            disk_bytes=(0, 0, DISK_BYTES // 3, DISK_BYTES // 2 + 1)[job_id[0] % 4],
         )
         data = encode_spec(spec)
         self._pending[self._request] = data
