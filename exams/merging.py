@@ -6,6 +6,7 @@ a repeated finish and by the next status check: both submit the same id under th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from zq.client.requests import JobRequest
 from zq.config import Config
 from zq.exams.model import MergeRequest
+from zq.exams.storage import RecordingStorage
 from zq.protocol.errors import Code
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import Receipt, ReceiptStatus
@@ -26,6 +28,9 @@ TASK = "zq.workers.merge.merge_recording"
 QUEUE = "video_merge"
 BATCH_JOBS = 500
 """Submitted at once, so that the exit of a whole exam is a handful of messages."""
+DISK_FACTOR = 2.5
+"""A joined copy, and a video that may come out larger than its parts, for each byte of segments."""
+DISK_SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ class Submitted:
     detail: str = ""
 
 
-def job_request(config: Config, merge: MergeRequest) -> JobRequest:
-    """The job of a request."""
+def job_request(config: Config, merge: MergeRequest, disk_bytes: int = 0) -> JobRequest:
+    """The job of a request; `disk_bytes`: what it writes, so that it waits for a worker that has so much left."""
     return JobRequest(
         task=TASK,
         queue=QUEUE,
@@ -51,7 +56,22 @@ def job_request(config: Config, merge: MergeRequest) -> JobRequest:
         countdown=config.exams.merge_quiet_s or None,
         soft_time_limit_s=config.merge.soft_time_limit_s,
         time_limit_s=config.merge.time_limit_s,
+        stall_after_s=config.merge.stall_after_s,
+        disk_bytes=disk_bytes,
     )
+
+
+def disk_need_bytes(config: Config, merge: MergeRequest) -> int:
+    """What the merge of the segments that are here now asks for before it begins. 0 if the folder cannot be read from
+    here: then only the merge itself will find out.
+    """
+    folder = RecordingStorage(config.storage_path).student_folder(merge.exam_id, merge.student_id)
+    try:
+        with os.scandir(folder) as entries:
+            sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
+    except OSError:
+        return 0
+    return int(sum(sizes) * DISK_FACTOR) + DISK_SPARE_BYTES
 
 
 def read_receipt(merge: MergeRequest, receipt: Receipt) -> Submitted:
@@ -84,7 +104,7 @@ def submit_merges(
     done: list[Submitted] = []
     for start in range(0, len(merges), BATCH_JOBS):
         part = merges[start : start + BATCH_JOBS]
-        receipts = client.submit_many([job_request(config, merge) for merge in part])
+        receipts = client.submit_many([job_request(config, merge, disk_need_bytes(config, merge)) for merge in part])
         submitted = [read_receipt(merge, receipt) for merge, receipt in zip(part, receipts, strict=True)]
         confirm(store, submitted)
         done += submitted
@@ -97,7 +117,8 @@ async def submit_merge(
     """The same for one request in an event loop; the store is asked in a thread."""
     import asyncio  # 3 MiB that a merge worker, which also imports this module, does not need
 
-    (receipt,) = await client.submit_many([job_request(config, merge)])
+    disk_bytes = await asyncio.to_thread(disk_need_bytes, config, merge)
+    (receipt,) = await client.submit_many([job_request(config, merge, disk_bytes)])
     submitted = read_receipt(merge, receipt)
     await asyncio.to_thread(confirm, store, [submitted])
     return submitted

@@ -150,6 +150,8 @@ class MergeSection(Section, frozen=True):
     """Path of ffmpeg; empty means ZQ_FFMPEG, then PATH, then the imageio-ffmpeg wheel."""
     soft_time_limit_s: Seconds = 1500.0
     time_limit_s: Seconds = 1800.0
+    stall_after_s: Annotated[float, Meta(ge=0, le=31_536_000)] = 120.0
+    """A merge that shows no sign of life (CPU, bytes, progress) for so long is ended and tried again; 0 means never."""
     memory_limit_mib: Annotated[int, Meta(ge=0)] = 2048
     """Address space of one ffmpeg; 0 means no limit."""
     full_decode: bool = False

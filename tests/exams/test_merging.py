@@ -1,8 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from zq.config import Config, ExamsSection, MergeSection
-from zq.exams.merging import QUEUE, TASK, job_request, read_receipt
+from zq.exams.merging import (
+    DISK_SPARE_BYTES,
+    QUEUE,
+    TASK,
+    disk_need_bytes,
+    job_request,
+    read_receipt,
+)
 from zq.exams.model import MergeRequest
+from zq.exams.storage import RecordingStorage
 from zq.protocol.errors import Code
 from zq.protocol.job import State, format_id, new_job_id
 from zq.protocol.messages import Receipt, ReceiptStatus
@@ -18,6 +28,19 @@ def test_the_job_of_a_request_follows_from_it_alone() -> None:
     assert (job.task, job.queue, job.id, job.key) == (TASK, QUEUE, MERGE.job_id, "merge:math:s1")
     assert job.kwargs == {"exam_id": "math", "student_id": "s1", "student_name": "王小明"}
     assert (job.countdown, job.soft_time_limit_s, job.time_limit_s) == (20.0, 10, 20)
+
+
+def test_a_merge_asks_for_the_disk_that_its_segments_call_for(tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path))
+    assert disk_need_bytes(config, MERGE) == 0, "no folder here: only the merge itself can know"
+    folder = RecordingStorage(config.storage_path).student_folder("math", "s1")
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{number}.webm").write_bytes(bytes(1_000_000))
+    need = disk_need_bytes(config, MERGE)
+    assert need == 7_500_000 + DISK_SPARE_BYTES
+    job = job_request(config, MERGE, need)
+    assert (job.disk_bytes, job.stall_after_s) == (need, 120.0)
 
 
 def test_what_the_broker_has_is_accepted() -> None:
