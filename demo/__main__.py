@@ -42,6 +42,10 @@ port = {web}
 offline_after_s = 4
 status_every_s = 2
 
+# Segments go for good as soon as they are merged; in real life they stay in a trash for a day.
+[merge]
+trash_keep_s = 0
+
 # One merge after the other, so that there is a running one to kill a process under.
 [queues.video_merge]
 slots = 1

@@ -80,14 +80,15 @@ def client_ip(text: object) -> str:
     return text or "unknown"
 
 
-def file_name(text: object, what: str = "file name") -> str:
+def file_name(text: object, what: str = "file name", *, dash_first: bool = False) -> str:
     """A name without a path that is safe in a folder, on a command line and in a log; any script is welcome.
 
-    Raises ExamError("invalid") for separators, control characters, '|', a leading '.' or '-', and over-long names.
+    With `dash_first` it may begin with '-', for what is never on a command line. Raises ExamError("invalid") for
+    separators, control characters, '|', a leading '.' or '-', and over-long names.
     """
     if not isinstance(text, str) or not text:
         raise ExamError("invalid", f"the {what} is missing")
-    if text[0] in ".-":
+    if text[0] == "." or (text[0] == "-" and not dash_first):
         raise ExamError("invalid", f"the {what} {text!r:.80} begins with {text[0]!r}; begin with a letter or a digit")
     for character in text:
         if character in _FORBIDDEN_IN_FILES or _is_control(character):
@@ -103,7 +104,7 @@ def segment_name(text: object) -> str:
 
     Raises ExamError("invalid") otherwise.
     """
-    name = file_name(text, "segment name")
+    name = file_name(text, "segment name", dash_first=True)
     stem, dot, extension = name.rpartition(".")
     if not stem or (dot + extension).lower() not in MEDIA_SUFFIXES:
         known = ", ".join(sorted(MEDIA_SUFFIXES))

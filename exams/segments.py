@@ -13,13 +13,14 @@ Whatever else a name holds, it says nothing, and the file's modification time de
 
 Order: recording sessions by time, and inside a session by sequence. A session is one recorder counting up from 0
 or 1; a client that restarts begins to count again, and that begins a new session. Where no session splits into an
-unbroken count, nothing is guessed: MergeRefused.
+unbroken count, nothing is guessed: MergeRefused, unless the caller takes recordings with gaps.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from itertools import pairwise
@@ -61,8 +62,8 @@ REASONS = {
     "duplicate_sequence": "two different segments have the same sequence number",
     "ambiguous_order": "sequence numbers and times contradict each other",
     "unsupported_format": "a container or stream that is not merged",
-    "unsupported_mix": "the parts differ in what a copy cannot join",
-    "late_segment": "the recording was merged already and cannot take more",
+    "too_many_runs": "a recorder that began again too often",
+    "late_segment": "the recording was merged already and its segments are gone for good",
     "output_exists": "another file has the merged recording's name",
     "output_wrong": "the merged file did not pass verification",
 }
@@ -87,6 +88,8 @@ class Ordered:
 
     sessions: tuple[tuple[Segment, ...], ...]
     duplicates: dict[str, str] = field(default_factory=dict)
+    gaps: dict[str, str] = field(default_factory=dict)
+    """Name of a segment → the numbers missing just before it in its session, as "3" or "3-5"."""
 
 
 def check_name(name: str) -> str:
@@ -139,23 +142,24 @@ def _local_ms(text: str, zone: tzinfo) -> int | None:
     return ts_ms if 0 <= ts_ms <= TS_MS_MAX else None
 
 
-def order(segments: Iterable[Segment]) -> Ordered:
+def order(segments: Iterable[Segment], *, take_gaps: bool = False) -> Ordered:
     """Put segments in recording order, whatever order they came in.
 
     Two segments with the same number and the same sha256 are one, sent twice: the later name is left out. Raises
-    MergeRefused with sequence_gap, duplicate_sequence or ambiguous_order.
+    MergeRefused with sequence_gap (not with `take_gaps`), duplicate_sequence or ambiguous_order.
     """
     unique, duplicates = _without_duplicates(sorted(segments, key=lambda s: s.name))
     numbered = [s for s in unique if s.seq is not None]
     unnumbered = [s for s in unique if s.seq is None]
-    sessions = _sessions(numbered) if numbered else []
+    sessions = _sessions(numbered, take_gaps=take_gaps) if numbered else []
+    gaps = {name: missing for session in sessions for name, missing in _gaps(session)}
     if not unnumbered:
-        return Ordered(tuple(sessions), duplicates)
+        return Ordered(tuple(sessions), duplicates, gaps)
     key = _time if all(s.ts_ms is not None for s in unique) else _mtime
     by_time = sorted(unnumbered, key=lambda s: (key(s), _natural(s.name)))
     if not sessions:
         return Ordered((tuple(by_time),), duplicates)
-    return Ordered(_interleave(sessions, by_time, key), duplicates)
+    return Ordered(_interleave(sessions, by_time, key), duplicates, gaps)
 
 
 def _without_duplicates(segments: Sequence[Segment]) -> tuple[list[Segment], dict[str, str]]:
@@ -192,16 +196,17 @@ def _seq(segment: Segment) -> int:
     return segment.seq
 
 
-def _sessions(numbered: Sequence[Segment]) -> list[tuple[Segment, ...]]:
+def _sessions(numbered: Sequence[Segment], *, take_gaps: bool) -> list[tuple[Segment, ...]]:
     """Split into sessions that each count without a hole from 0 or 1.
 
     One recorder gives every number once, and then the numbers alone decide: client clocks jump. Numbers that come
     twice mean that a recorder began again; then time says which belongs to which, the client's or, if that makes no
-    unbroken count, the time of arrival.
+    unbroken count, the time of arrival. With `take_gaps`, the client's time has the last word where neither does.
     """
     if len({s.seq for s in numbered}) == len(numbered):
         session = tuple(sorted(numbered, key=_seq))
-        _refuse_gap(session)
+        if not take_gaps:
+            _refuse_gap(session)
         return [session]
     problem: MergeRefused | None = None
     for key in (_time, _mtime):
@@ -214,13 +219,17 @@ def _sessions(numbered: Sequence[Segment]) -> list[tuple[Segment, ...]]:
         else:
             return sessions
     assert problem is not None
+    if take_gaps and problem.reason == "sequence_gap":
+        return _split(sorted(numbered, key=lambda s: (_time(s), _seq(s), s.name)))
     raise problem
 
 
 def _split(by_time: Sequence[Segment]) -> list[tuple[Segment, ...]]:
     sessions: list[list[Segment]] = [[by_time[0]]]
     for before, segment in pairwise(by_time):
-        if segment.seq == before.seq:
+        # A recorder that began again just after its first segment sends that number twice, at another time.
+        again = None not in (segment.ts_ms, before.ts_ms) and segment.ts_ms != before.ts_ms
+        if segment.seq == before.seq and not again:
             raise MergeRefused(
                 "duplicate_sequence",
                 f"number {segment.seq} is also that of {before.name!r}, with other bytes; remove the wrong one",
@@ -234,15 +243,19 @@ def _split(by_time: Sequence[Segment]) -> list[tuple[Segment, ...]]:
 
 
 def _refuse_gap(session: Sequence[Segment]) -> None:
-    first = _seq(session[0])
-    expected = first if first in (0, 1) else 0
-    missing: list[str] = []
-    for segment in session:
-        if _seq(segment) > expected and len(missing) < MISSING_SHOWN_MAX:
-            missing.append(str(expected) if _seq(segment) == expected + 1 else f"{expected}-{_seq(segment) - 1}")
-        expected = _seq(segment) + 1
+    missing = [numbers for _, numbers in itertools.islice(_gaps(session), MISSING_SHOWN_MAX)]
     if missing:
         raise MergeRefused("sequence_gap", f"missing {', '.join(missing)}; upload them and merge again")
+
+
+def _gaps(session: Sequence[Segment]) -> Iterator[tuple[str, str]]:
+    """(the segment after it, the missing numbers) of each hole in the count of a session."""
+    first = _seq(session[0])
+    expected = first if first in (0, 1) else 0
+    for segment in session:
+        if _seq(segment) > expected:
+            yield segment.name, str(expected) if _seq(segment) == expected + 1 else f"{expected}-{_seq(segment) - 1}"
+        expected = _seq(segment) + 1
 
 
 def _interleave(

@@ -11,15 +11,27 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from importlib import resources
+
+from zq.workers.merge_plan import Encoding
 
 ENVIRONMENT: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "LC_ALL": "C"}
 """The whole environment FFmpeg runs in. Fewer arenas, because its address space is limited and its threads are many."""
 
-RUN_NAME = re.compile(r"r[0-9]{5,7}\.(webm|mkv|mp4)")
-_COMMON = ("-v", "error", "-xerror", "-nostdin", "-nostats", "-progress", "pipe:1", "-stats_period", "1", "-y")
-_INPUT_FORMAT = {"webm": "matroska", "mkv": "matroska", "mp4": "mov"}
-_CONCAT_FORMATS = "concat,matroska,webm,mov,mp4"
+RUN_NAME = re.compile(r"[rn][0-9]{5,7}\.(webm|mkv|mp4|avi)")
+LIST_SUFFIX = ".ffconcat"
+THREADS = 2
+"""Of one decoder or encoder: several merges share the machine."""
+_COMMON = ("-v", "error", "-nostdin", "-nostats", "-progress", "pipe:1", "-stats_period", "1", "-y")
+_INPUT_FORMAT = {"webm": "matroska", "mkv": "matroska", "mp4": "mov", "avi": "avi", "ts": "mpegts"}
+_CONCAT_FORMATS = "concat,matroska,webm,mov,mp4,avi"
+_DECODERS = (
+    "h264,hevc,vp8,vp9,av1,libdav1d,libaom-av1,mpeg4,mjpeg,msmpeg4,mpeg2video,"
+    "aac,opus,libopus,vorbis,libvorbis,mp3,mp3float,mp2,mp2float,ac3,flac,pcm_s16le,pcm_u8"
+)
+"""Whatever a file asks for, no other decoder is opened: most holes are in those nobody uses."""
+_PIXELS_MAX = 8192 * 4320
 
 
 class FfmpegMissing(Exception):
@@ -53,36 +65,95 @@ def _from_wheel() -> str | None:
     return str(programs[-1]) if programs else None
 
 
-def remux_argv(ffmpeg: str, run: str, output: str) -> list[str]:
-    """Copy the streams of one run into a seekable file."""
+def copy_argv(ffmpeg: str, source: str, output: str) -> list[str]:
+    """Copy the streams of `source`, a run or a `concat_list` of runs, into a seekable file."""
+    # The joined bytes of an MPEG-TS break its counters at every seam, which -xerror takes for damage.
+    strict = () if source.endswith(".ts") else ("-xerror",)
+    return [*(ffmpeg, *_COMMON, *strict, *_input(source), "-map", "0", "-c", "copy"), *_output(output)]
+
+
+def part_argv(
+    ffmpeg: str, source: str, output: str, encoding: Encoding | None, *, sound: Sound, total_s: float
+) -> list[str]:
+    """Bring `source` to the shape that all parts share: one picture, and one sound unless `sound` is ABSENT.
+
+    Without an encoding the streams are copied; what it does not name is copied too. `total_s` is how long silence
+    lasts where there is no sound.
+    """
+    strict = () if source.endswith(".ts") else ("-xerror",)
+    picture = encoding is not None and encoding.picture
+    # Filters are not to be made anew where a picture changes its size inside a run: they would start from zero.
+    keep = ("-reinit_filter", "0") if picture else ()
+    argv = [ffmpeg, *_COMMON, *strict, *keep, *_input(source)]
+    if sound is Sound.SILENCE:
+        channels = _LAYOUTS[encoding.channels if encoding is not None else 1]
+        argv += ["-f", "lavfi", "-i", f"anullsrc=r={_SOUND_HZ}:cl={channels}:d={total_s:.6f}"]
+    argv += ["-map", "0:v:0"]
+    argv += {Sound.ABSENT: [], Sound.HEARD: ["-map", "0:a:0"], Sound.SILENCE: ["-map", "1:a:0"]}[sound]
+    argv += ["-c", "copy"]
+    if encoding is not None and encoding.picture:
+        argv += _picture(encoding)
+    if encoding is not None and encoding.sound and sound is not Sound.ABSENT:
+        argv += _sound(encoding)
+    return [*argv, *_output(output)]
+
+
+class Sound(Enum):
+    """Where the sound of a part comes from."""
+
+    ABSENT = "absent"
+    HEARD = "heard"
+    SILENCE = "silence"
+
+
+_LAYOUTS = {1: "mono", 2: "stereo"}
+_SOUND_HZ = 48_000
+_SOUND_BITS_PER_CHANNEL = 24_000
+
+
+_LEVELS = ((1280 * 720, "4.0"), (1920 * 1088, "4.2"), (4096 * 2304, "5.2"))
+_LEVEL_MAX = "6.2"
+
+
+def _picture(encoding: Encoding) -> list[str]:
+    """Whatever comes in, the encoder's header is the same to the bit: else the parts could not be joined."""
+    size = f"{encoding.width_px}:{encoding.height_px}"
+    colours = "range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+    filters = (
+        f"scale={size}:force_original_aspect_ratio=decrease:out_range=tv:out_color_matrix=bt709",
+        f"pad={size}:(ow-iw)/2:(oh-ih)/2:eval=frame,setsar=1,format=yuv420p,setparams={colours}",
+    )
+    pixels = encoding.width_px * encoding.height_px
+    # By the size alone: the encoder would go by the rate of pictures too, which no two parts have in common.
+    level = next((level for most, level in _LEVELS if pixels <= most), _LEVEL_MAX)
     return [
-        *(ffmpeg, *_COMMON, *_input(run), "-map", "0", "-c", "copy"),
-        *_output(output),
+        *("-vf", ",".join(filters), "-fps_mode", "passthrough", "-enc_time_base:v", "1:1000"),
+        *("-c:v", "libx264", "-preset", "veryfast", "-crf", "26", "-g", "100", "-bf", "0", "-threads", str(THREADS)),
+        *("-level:v", level, "-x264-params", "chromaloc=0"),
     ]
 
 
-def concat_argv(ffmpeg: str, list_name: str, output: str) -> list[str]:
-    """Copy the streams of the runs in a `concat_list`, one after the other, into a seekable file."""
-    return [
-        *(ffmpeg, *_COMMON, "-protocol_whitelist", "file", "-format_whitelist", _CONCAT_FORMATS),
-        *("-auto_convert", "0", "-f", "concat", "-safe", "1", "-i", f"file:{list_name}", "-map", "0", "-c", "copy"),
-        *_output(output),
-    ]
+def _sound(encoding: Encoding) -> list[str]:
+    filters = f"aresample={_SOUND_HZ}:async=1:first_pts=0,aformat=channel_layouts={_LAYOUTS[encoding.channels]}"
+    bits = _SOUND_BITS_PER_CHANNEL * encoding.channels
+    return ["-af", filters, "-c:a", "libopus", "-b:a", str(bits)]
 
 
 def decode_argv(ffmpeg: str, output: str, *, full: bool) -> list[str]:
     """Decode `output` to nowhere: right when it exits 0 and says nothing. `full`: every frame, not the key frames."""
     skip = () if full else ("-skip_frame:v", "nokey")
     return [
-        *(ffmpeg, "-v", "error", "-xerror", "-nostdin", "-nostats", "-progress", "pipe:1", "-stats_period", "1"),
-        *("-threads", "2", *skip, *_input(output), "-map", "0"),
+        *(ffmpeg, *_COMMON, "-xerror", "-threads", str(THREADS), *skip, *_input(output), "-map", "0"),
         *("-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-f", "null", "-"),
     ]
 
 
 def _input(name: str) -> tuple[str, ...]:
-    input_format = _INPUT_FORMAT[name.rpartition(".")[2]]
-    return ("-protocol_whitelist", "file", "-f", input_format, "-i", f"file:{name}")
+    bounds = ("-protocol_whitelist", "file", "-codec_whitelist", _DECODERS, "-max_pixels", str(_PIXELS_MAX))
+    if name.endswith(LIST_SUFFIX):
+        lists = ("-format_whitelist", _CONCAT_FORMATS, "-auto_convert", "0", "-f", "concat", "-safe", "1")
+        return (*bounds, *lists, "-i", f"file:{name}")
+    return (*bounds, "-f", _INPUT_FORMAT[name.rpartition(".")[2]], "-i", f"file:{name}")
 
 
 def _output(name: str) -> tuple[str, ...]:
@@ -92,7 +163,7 @@ def _output(name: str) -> tuple[str, ...]:
 
 
 def concat_list(runs: Sequence[tuple[str, float]]) -> str:
-    """The list for `concat_argv`: (name of zq's own making, duration in seconds) of each run, in order."""
+    """A list for `copy_argv` and `part_argv`: (name of zq's own making, duration in seconds) of each run, in order."""
     lines = ["ffconcat version 1.0"]
     for name, duration_s in runs:
         if not RUN_NAME.fullmatch(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.cleanup import clean_up
 from zq.workers.ffmpeg import find_ffmpeg
 from zq.workers.merge_run import MergeRequest, MergeSettings, run_merge
-from zq.workers.recording_fate import RecordingFate, require_done
+from zq.workers.merge_trash import empty
+from zq.workers.recording_fate import TRASH_LATER_S, RecordingFate, require_done, submit, trash_request
 
 MERGE_RETRIES = 3
 
@@ -31,7 +33,7 @@ app = zq.App()
 @app.task(queue=QUEUE, max_retries=MERGE_RETRIES)
 def merge_recording(exam_id: str, student_id: str, student_name: str = "", folder: str = "") -> dict[str, Any]:
     """Merge one student's segments into one video beside their folder; no segment is deleted, but their clean-up is
-    submitted, as a job of its own.
+    submitted, as a job of its own. Not of a recording with gaps: what is missing may still come.
 
     `folder` is where the segments are, if not in `{storage}/{exam_id}/recordings/{student_id}`; relative paths are
     relative to the storage, and it must lie inside of it. Returns `MergeResult.to_dict()`. Raises Reject, its text
@@ -49,7 +51,7 @@ def merge_recording(exam_id: str, student_id: str, student_name: str = "", folde
         if isinstance(error, Reject) or (job.attempt > MERGE_RETRIES and not isinstance(error, LeaseLost)):
             fate.failed(str(error) or type(error).__name__)
         raise
-    fate.merged(result, folder)
+    fate.merged(result, folder, clean_up=not result.gaps)
     return result.to_dict()
 
 
@@ -57,9 +59,10 @@ def merge_recording(exam_id: str, student_id: str, student_name: str = "", folde
 def clean_up_recording(
     exam_id: str, student_id: str, folder: str = "", merge_job_id: str = ""
 ) -> dict[str, Any]:
-    """Delete the segments that are in the student's merged video. Returns `CleanupResult.to_dict()`.
+    """Put the segments that are in the student's merged video into the trash. Returns `CleanupResult.to_dict()`.
 
-    With `merge_job_id` not before the broker has that job as done.
+    Without a trash (`merge.trash_keep_s` = 0) they are deleted. With `merge_job_id` not before the broker has that job
+    as done.
     """
     job: JobContext = current_job()
     settings = config.load()
@@ -71,9 +74,36 @@ def clean_up_recording(
             request.target,
             exam_id,
             student_id,
-            on_segment=lambda done, total: job.progress(done, total, "deleting merged segments"),
+            use_trash=settings.merge.trash_keep_s > 0,
+            on_segment=lambda done, total: job.progress(done, total, "clearing away merged segments"),
         )
+    if result.trashed and not folder:
+        submit(settings, job, trash_request(exam_id, settings.merge.trash_keep_s))
     return result.to_dict()
+
+
+@app.task(queue=QUEUE)
+def empty_trash(exam_id: str) -> dict[str, Any]:
+    """Delete for good what has been in the exam's trash for `merge.trash_keep_s`. Returns `Emptied.to_dict()`.
+
+    Raises Retry while something in it is younger.
+    """
+    job: JobContext = current_job()
+    settings = config.load()
+    with _task_signals():
+        try:
+            target = RecordingStorage(settings.storage_path).exam_folder(exam_id)
+        except ExamError as error:
+            raise MergeRefused("bad_request", str(error)) from None
+        emptied = empty(
+            target,
+            settings.merge.trash_keep_s,
+            time.time(),
+            on_folder=lambda done, total: job.progress(done, total, "emptying the trash"),
+        )
+    if emptied.kept:
+        raise Retry(f"{emptied.kept} segments stay in the trash for now", after_s=emptied.due_s + TRASH_LATER_S)
+    return emptied.to_dict()
 
 
 def merge_settings(settings: config.Config) -> MergeSettings:
@@ -83,6 +113,7 @@ def merge_settings(settings: config.Config) -> MergeSettings:
         memory_limit_bytes=settings.merge.memory_limit_mib * 1024 * 1024,
         cpu_s=int(settings.merge.time_limit_s),
         full_decode=settings.merge.full_decode,
+        take_gaps=settings.merge.gaps == "merge",
         zone=times.zone(settings.exams.time_zone),
     )
 

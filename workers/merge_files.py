@@ -10,17 +10,20 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from zq.exams.segments import MergeRefused
-from zq.workers.merge_media import HEAD_BYTES, Container, sniff
+from zq.workers.merge_media import HEAD_BYTES, Container, sniff, walk
+from zq.workers.merge_resume import HEADER_BYTES_MAX, resume_at
 
+GAPS_PER_RUN_MAX = 200
 _CHUNK_BYTES = 1024 * 1024
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -94,25 +97,69 @@ def link_run(folder: Path, segment: Collected, target: Path) -> None:
         raise SegmentChanged(f"{segment.name!r} was replaced while it was merged")
 
 
-def join_run(folder: Path, segments: Sequence[Collected], target: Path) -> list[int]:
-    """Write the bytes of `segments` one after the other; returns the offset at which each begins."""
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Where in a joined run each segment begins, and how many bytes beside a gap could not be used."""
+
+    offsets: tuple[int, ...]
+    dropped_bytes: int = 0
+
+
+def join_run(
+    folder: Path,
+    segments: Sequence[Collected],
+    target: Path,
+    *,
+    after_gap: Set[str] = frozenset(),
+    container: Container = Container.NONE,
+) -> Joined:
+    """Write the bytes of `segments` one after the other.
+
+    Before each of `after_gap` one is missing: there the run ends with its last whole element and goes on with the
+    next one that can be read without it. MergeRefused (sequence_gap) if there are too many gaps.
+    """
+    if len(after_gap) > GAPS_PER_RUN_MAX:
+        raise MergeRefused("sequence_gap", f"{len(after_gap)} gaps in one recording; upload what is missing")
     offsets: list[int] = []
-    with open(target, "xb", buffering=0) as out:
+    dropped_bytes = 0
+    with open(target, "x+b", buffering=0) as out:
+        resuming = False
         for segment in segments:
+            if segment.name in after_gap:
+                whole_bytes = walk(out.fileno(), out.tell(), container).whole_bytes
+                dropped_bytes += out.tell() - whole_bytes
+                out.truncate(whole_bytes)
+                out.seek(whole_bytes)
+                resuming = True
             offsets.append(out.tell())
             handle = open_regular(folder / segment.name)
             try:
                 if not segment.same_file(os.fstat(handle)):
                     raise SegmentChanged(f"{segment.name!r} was replaced while it was merged")
-                left = segment.size_bytes
-                while left:
-                    copied = os.sendfile(out.fileno(), handle, None, left)
-                    if not copied:
-                        raise SegmentChanged(f"{segment.name!r} became shorter while it was merged")
-                    left -= copied
+                begin = _resume(handle, segment, out.fileno(), container) if resuming else 0
+                dropped_bytes += begin
+                resuming = resuming and begin == segment.size_bytes
+                os.lseek(handle, begin, os.SEEK_SET)
+                _append(handle, out.fileno(), segment, segment.size_bytes - begin)
             finally:
                 os.close(handle)
-    return offsets
+    return Joined(tuple(offsets), dropped_bytes)
+
+
+def _resume(handle: int, segment: Collected, run: int, container: Container) -> int:
+    """From where in a segment behind a gap the run can go on; its end if it cannot."""
+    header = os.pread(run, HEADER_BYTES_MAX, 0)
+    with mmap.mmap(handle, segment.size_bytes, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+        found = resume_at(header, view, container)
+    return segment.size_bytes if found is None else found
+
+
+def _append(handle: int, out: int, segment: Collected, left: int) -> None:
+    while left:
+        copied = os.sendfile(out, handle, None, left)
+        if not copied:
+            raise SegmentChanged(f"{segment.name!r} became shorter while it was merged")
+        left -= copied
 
 
 def sync_file(path: Path) -> None:

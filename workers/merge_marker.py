@@ -55,6 +55,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
     input_digest: _Sha256
     folder: str
     inputs: tuple[Input, ...]
+    gaps: tuple[str, ...] = ()
+    """What is missing, where the operator chose to have recordings with gaps merged."""
 
 
 class MarkerBroken(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,23 +19,20 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from zq.context import JobContext, ProcessLimits, ProcessResult
+from zq.context import JobContext
 from zq.exams.segment_index import MissingSegments, list_segments
 from zq.exams.segments import MergeRefused, Ordered, Segment, order
 from zq.exams.storage import video_name
 from zq.exceptions import Retry
-from zq.workers import ffmpeg
 from zq.workers.merge_files import (
     Collected,
     SegmentChanged,
     collect,
     hash_file,
-    join_run,
-    link_run,
-    open_regular,
     sweep_work_folders,
     work_folder,
 )
+from zq.workers.merge_film import DISK_SPARE_BYTES, OUTPUT_FACTOR, Film, FilmLimits, FilmMaker
 from zq.workers.merge_marker import (
     Input,
     Marker,
@@ -46,18 +44,12 @@ from zq.workers.merge_marker import (
     place_marker,
     write_marker,
 )
-from zq.workers.merge_media import Container, walk
-from zq.workers.merge_plan import Plan, Run, group_runs, make_plan
-from zq.workers.merge_verify import OutputWrong, check_copy, duration_of
-from zq.workers.probe import BadFile, Probe, probe
+from zq.workers.merge_trash import restore
+from zq.workers.merge_verify import duration_of
 
 log = logging.getLogger("zq.workers")
 
 PENDING_MARKER = "marker.json"
-LIST_NAME = "l.ffconcat"
-DISK_SPARE_BYTES = 64 * 1024 * 1024
-OUTPUT_FACTOR = 1.5
-"""The merged file may be this much larger than its segments, and no larger."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +75,18 @@ class MergeSettings:
     memory_limit_bytes: int = 2 * 1024**3
     cpu_s: int = 1800
     full_decode: bool = False
+    take_gaps: bool = False
+    """Merge a recording with missing numbers, and report them, instead of refusing it."""
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     """In which times without an offset are read, and in which the merged file is named."""
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """`already`: an earlier attempt had done it. `seconds` is the wall time of this attempt."""
+    """`already`: an earlier attempt had done it. `seconds` is the wall time of this attempt.
+
+    `peak_memory_bytes`: the most that the slot and one program of the merge had, added; `gaps` has a line for each.
+    """
 
     video: str
     """Name of the merged file, in the folder that holds the folder of the segments."""
@@ -101,10 +98,19 @@ class MergeResult:
     size_bytes: int
     seconds: float
     already: bool
+    peak_memory_bytes: int = 0
+    gaps: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only: what the job stores as its result."""
-        return asdict(self)
+        return asdict(self) | {"gaps": list(self.gaps)}
+
+    def __str__(self) -> str:
+        """The one line that says what was made."""
+        what = "done before" if self.already else self.strategy
+        parts = f"{self.segments} segments in {self.runs} runs, {self.frames} frames, {self.duration_s} s"
+        cost = f"{self.size_bytes} bytes, took {self.seconds} s, {self.peak_memory_bytes >> 20} MiB"
+        return "; ".join([f"{self.video}: {what}, {parts}, {cost}", *self.gaps])
 
 
 def run_merge(job: JobContext, request: MergeRequest, settings: MergeSettings) -> MergeResult:
@@ -113,11 +119,9 @@ def run_merge(job: JobContext, request: MergeRequest, settings: MergeSettings) -
     Raises MergeRefused where no retry helps; Retry, SegmentChanged, OutputWrong, FfmpegFailed, ProbeFailed and
     OSError where one may; and what `job` raises (LeaseLost, SoftTimeLimitExceeded). Every segment is kept in any case.
     """
-    return _Merge(job, request, settings).run()
-
-
-class FfmpegFailed(Exception):
-    """FFmpeg ended with an error; its last words are in the text."""
+    result = _Merge(job, request, settings).run()
+    log.info("merged %s", result)
+    return result
 
 
 class _Merge:
@@ -126,6 +130,7 @@ class _Merge:
         self.request = request
         self.settings = settings
         self.started_s = time.monotonic()
+        self.program_peak_bytes = 0
 
     def run(self) -> MergeResult:
         request = self.request
@@ -135,17 +140,28 @@ class _Merge:
         sweep_work_folders(request.target, key, lambda work: adopt(work, PENDING_MARKER, request.target))
         earlier = find_marker(request.target, request.exam_id, request.student_id)
         segments = self._list(earlier)
+        if earlier is not None and self._take_back(earlier, segments):
+            segments = self._list(earlier)
         if not segments:
             return self._done_before(earlier)
         collected = self._collect(segments)
-        ordered = order(replace(s, sha256=collected[s.name].sha256) for s in segments)
+        if earlier is not None and self._is_done(earlier, collected):
+            return self._result(earlier, already=True)
+        ordered = order(
+            (replace(s, sha256=collected[s.name].sha256) for s in segments), take_gaps=self.settings.take_gaps
+        )
         sequence = [collected[s.name] for session in ordered.sessions for s in session]
         digest = digest_inputs([*sequence, *(collected[n] for n in sorted(ordered.duplicates))])
-        if earlier is not None and self._is_done(earlier, digest, collected):
-            return self._result(earlier, already=True)
         self._check_space(sum(c.size_bytes for c in sequence))
         with work_folder(request.target, key) as work:
-            return self._merge(work, ordered, collected, digest, earlier)
+            limits = FilmLimits(
+                ffmpeg=self.settings.ffmpeg,
+                memory_bytes=self.settings.memory_limit_bytes,
+                cpu_s=self.settings.cpu_s,
+                full_decode=self.settings.full_decode,
+            )
+            film = FilmMaker(self.job, request.folder, work, limits).make(ordered, collected)
+            return self._finish(work, film, ordered, collected, digest, earlier)
 
     def _list(self, earlier: Marker | None) -> list[Segment]:
         if self.request.folder.is_symlink():
@@ -162,12 +178,33 @@ class _Merge:
                 return missing.present
             raise
 
-    def _is_done(self, earlier: Marker, digest: str, collected: Mapping[str, Collected]) -> bool:
-        """Whether `earlier` is this very merge. Raises MergeRefused if it holds what these segments do not."""
-        if earlier.input_digest == digest and output_is_right(earlier, self.request.target):
+    def _take_back(self, earlier: Marker, segments: Sequence[Segment]) -> bool:
+        """If something came after an earlier merge, or its video is lost: bring back what that merge was made of.
+
+        Whether anything came.
+        """
+        present = {s.name for s in segments}
+        missing = [i for i in earlier.inputs if i.name not in present]
+        if not missing or (
+            present <= {i.name for i in earlier.inputs} and output_is_right(earlier, self.request.target)
+        ):
+            return False
+        return restore(self.request.target, self.request.folder, missing) > 0
+
+    def _is_done(self, earlier: Marker, collected: Mapping[str, Collected]) -> bool:
+        """Whether `earlier` was made of these segments, and perhaps of more that have been cleaned up since.
+
+        Raises MergeRefused if it holds what these segments do not.
+        """
+        known = {(i.name, i.sha256) for i in earlier.inputs}
+        within = {(c.name, c.sha256) for c in collected.values()} <= known
+        if within and output_is_right(earlier, self.request.target):
             return True
         if not contains(collected.values(), earlier):
-            detail = f"{earlier.output} was merged from segments that are gone, and cannot be merged again with these"
+            detail = (
+                f"{earlier.output} was merged from segments that are gone for good, and cannot be merged again with"
+                " these; the video is there without them"
+            )
             raise MergeRefused("late_segment", detail)
         return False
 
@@ -179,6 +216,7 @@ class _Merge:
         return self._result(earlier, already=True)
 
     def _result(self, marker: Marker, *, already: bool) -> MergeResult:
+        own_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return MergeResult(
             video=marker.output,
             strategy=marker.strategy,
@@ -189,6 +227,8 @@ class _Merge:
             size_bytes=marker.output_size_bytes,
             seconds=round(time.monotonic() - self.started_s, 3),
             already=already,
+            peak_memory_bytes=own_kib * 1024 + self.program_peak_bytes,
+            gaps=marker.gaps,
         )
 
     def _collect(self, segments: Sequence[Segment]) -> dict[str, Collected]:
@@ -214,33 +254,26 @@ class _Merge:
         if free < needed:
             raise Retry(f"disk_full: the merge needs {needed} bytes in {self.request.target}, {free} are free")
 
-    def _merge(
+    def _finish(
         self,
         work: Path,
+        film: Film,
         ordered: Ordered,
         collected: Mapping[str, Collected],
         digest: str,
         earlier: Marker | None,
     ) -> MergeResult:
-        runs = group_runs(
-            [[s.name for s in session] for session in ordered.sessions],
-            {name: c.container for name, c in collected.items()},
-        )
-        names = self._lay_out(work, runs, collected)
-        size_bytes = sum(collected[name].size_bytes for run in runs for name in run.segments)
-        probed = self._probe_runs(work, runs, names, size_bytes)
-        plan = make_plan(runs, probed.files)
-        output = work / ("out" + plan.suffix)
-        self._run_ffmpeg(work, names, plan, output.name, size_bytes)
-        merged = self._verify(work, output, probed, plan)
+        """Publish a verified film, if the segments are still those it was made of and nobody was faster."""
+        self.program_peak_bytes = film.peak_memory_bytes
         self._check_unchanged(collected, earlier)
         # Another attempt at the same recording may have been faster.
         earlier = find_marker(self.request.target, self.request.exam_id, self.request.student_id)
-        if earlier is not None and self._is_done(earlier, digest, collected):
+        if earlier is not None and self._is_done(earlier, collected):
             return self._result(earlier, already=True)
-        name = self._name(ordered.sessions[0][0], plan.suffix, earlier)
-        out_size_bytes, out_sha256 = hash_file(output)
-        video = merged.files[0].of_type("video")
+        name = self._name(ordered.sessions[0][0], film.plan.suffix, earlier)
+        out_size_bytes, out_sha256 = hash_file(film.path)
+        merged = film.probe.files[0]
+        video = merged.of_type("video")
         marker = Marker(
             job_id=self.job.id,
             attempt=self.job.attempt,
@@ -249,95 +282,17 @@ class _Merge:
             output=name,
             output_size_bytes=out_size_bytes,
             output_sha256=out_sha256,
-            duration_s=duration_of(merged.files[0]),
+            duration_s=duration_of(merged),
             frames=video.packets if video else 0,
-            strategy=plan.strategy,
-            runs=len(runs),
+            strategy=film.plan.strategy,
+            runs=film.runs,
             input_digest=digest,
             folder=self.request.folder.name,
             inputs=_inputs(ordered, collected),
+            gaps=film.gaps,
         )
-        self._publish(work, output, marker, earlier)
+        self._publish(work, film.path, marker, earlier)
         return self._result(marker, already=False)
-
-    def _lay_out(self, work: Path, runs: Sequence[Run], collected: Mapping[str, Collected]) -> list[str]:
-        """Give each run a name of our own in the work folder, its chunks joined and their seams checked."""
-        names: list[str] = []
-        for number, run in enumerate(runs):
-            name = f"r{number:05d}.{run.container.value}"
-            segments = [collected[s] for s in run.segments]
-            if len(segments) == 1:
-                link_run(self.request.folder, segments[0], work / name)
-            else:
-                offsets = join_run(self.request.folder, segments, work / name)
-                _check_seams(work / name, run, offsets)
-            names.append(name)
-            self.job.progress(10 + 5 * number / len(runs), 100, "joining chunks")
-        return names
-
-    def _probe_runs(self, work: Path, runs: Sequence[Run], names: Sequence[str], size_bytes: int) -> Probe:
-        def on_file(done: int) -> None:
-            self.job.progress(15 + 15 * done / len(names), 100, "probing")
-
-        try:
-            return probe(self.job, work, names, size_bytes, on_file)
-        except BadFile as bad:
-            raise bad.refused(runs[bad.index].segments[0]) from None
-
-    def _run_ffmpeg(self, work: Path, names: Sequence[str], plan: Plan, output: str, size_bytes: int) -> None:
-        if plan.strategy == "remux":
-            argv = ffmpeg.remux_argv(self.settings.ffmpeg, names[0], output)
-        else:
-            text = ffmpeg.concat_list(list(zip(names, plan.durations_s, strict=True)))
-            (work / LIST_NAME).write_text(text, encoding="ascii")
-            argv = ffmpeg.concat_argv(self.settings.ffmpeg, LIST_NAME, output)
-        ended = self._ffmpeg(argv, work, int(size_bytes * OUTPUT_FACTOR) + DISK_SPARE_BYTES, plan, (30, 70), "merging")
-        if ended.returncode != 0 or not (work / output).is_file():
-            self._failed(ended)
-
-    def _ffmpeg(
-        self, argv: list[str], work: Path, size_bytes: int, plan: Plan, share: tuple[int, int], what: str
-    ) -> ProcessResult:
-        reader = ffmpeg.ProgressReader()
-        low, high = share
-
-        def on_line(line: str) -> None:
-            seconds = reader.feed(line)
-            if seconds is not None:
-                part = min(1.0, seconds / plan.total_s) if plan.total_s > 0 else 1.0
-                self.job.progress(low + (high - low) * part, 100, what)
-
-        limits = ProcessLimits(
-            memory_bytes=self.settings.memory_limit_bytes,
-            cpu_s=self.settings.cpu_s,
-            file_size_bytes=size_bytes,
-            open_files=256,
-            nice=10,
-        )
-        return self.job.run_process(argv, cwd=work, env=ffmpeg.ENVIRONMENT, limits=limits, on_stdout_line=on_line)
-
-    def _failed(self, ended: ProcessResult) -> None:
-        said = ended.stderr_tail.strip()
-        if "No space left on device" in said or "Disk quota exceeded" in said:
-            raise Retry(f"disk_full: ffmpeg could not write: {said[-300:]}")
-        raise FfmpegFailed(f"ffmpeg ended with {ended.returncode}: {said[-1000:] or 'without a word'}")
-
-    def _verify(self, work: Path, output: Path, runs: Probe, plan: Plan) -> Probe:
-        self.job.progress(70, 100, "verifying")
-        size_bytes = output.stat().st_size
-        try:
-            merged = probe(self.job, work, [output.name], size_bytes)
-        except BadFile as bad:
-            raise OutputWrong(f"the merged file cannot be read: {bad.problem}") from None
-        check_copy(runs, merged, plan)
-        _check_seekable(output)
-        argv = ffmpeg.decode_argv(self.settings.ffmpeg, output.name, full=self.settings.full_decode)
-        ended = self._ffmpeg(argv, work, DISK_SPARE_BYTES, plan, (75, 95), "decoding")
-        # A decoder complains on stderr and exits 0: it must be silent too.
-        if ended.returncode != 0 or ended.stderr_tail.strip():
-            said = ended.stderr_tail.strip()[-500:]
-            raise OutputWrong(f"it does not decode (ffmpeg ended with {ended.returncode}): {said}")
-        return merged
 
     def _check_unchanged(self, collected: Mapping[str, Collected], earlier: Marker | None) -> None:
         """What was merged is still what is there, and all of it: else begin again."""
@@ -382,28 +337,3 @@ def _inputs(ordered: Ordered, collected: Mapping[str, Collected]) -> tuple[Input
     merged = [s.name for session in ordered.sessions for s in session]
     every = [(name, "") for name in merged] + sorted(ordered.duplicates.items())
     return tuple(Input(n, collected[n].size_bytes, collected[n].sha256, same) for n, same in every)
-
-
-def _check_seams(path: Path, run: Run, offsets: Sequence[int]) -> None:
-    """Every chunk of a joined run continues the one before it; the first that does not is named."""
-    handle = open_regular(path)
-    try:
-        found = walk(handle, os.fstat(handle).st_size, run.container)
-    finally:
-        os.close(handle)
-    if found.bad_at is not None:
-        place = max(i for i, offset in enumerate(offsets) if offset <= found.bad_at)
-        raise MergeRefused("bad_segment", found.problem, run.segments[place])
-
-
-def _check_seekable(output: Path) -> None:
-    kind = Container(output.suffix[1:])
-    handle = open_regular(output)
-    try:
-        found = walk(handle, os.fstat(handle).st_size, kind)
-    finally:
-        os.close(handle)
-    if found.bad_at is not None or not found.whole:
-        raise OutputWrong(f"the merged file is cut or broken at byte {found.bad_at}")
-    if not found.seekable:
-        raise OutputWrong("the merged file has no index in front: it could not be seeked in")

@@ -1,39 +1,70 @@
 """Whether a merged file holds everything its runs held. Pure: probes in, the first problem out.
 
 FFmpeg exits 0 with frames missing, sound dropped or the film cut short, so nothing is published on its word. A copy
-keeps every packet: counts and hashes over all runs must be equal to those of the output.
+keeps every packet: counts and hashes over all runs must be equal to those of the output. What was encoded anew keeps
+every picture, and its sound lasts as long as they do.
 """
 
 from __future__ import annotations
 
-from zq.workers.merge_plan import Plan
+from collections.abc import Sequence
+
+from zq.workers.merge_media import Container
+from zq.workers.merge_plan import Plan, Run
 from zq.workers.probe import FileProbe, Probe
 
 DURATION_TOLERANCE_S = 0.1
+TS_DURATION_TOLERANCE_S = 0.25
+"""The clock of an MPEG-TS begins anew at each start of its recorder, and how long the last picture was is lost."""
+PART_TOLERANCE_S = 0.05
+"""More for each part that was encoded: sound comes in packets of 20 ms with a start of its own."""
+SOUND_MISSING_S_MAX = 1.0
 
 
 class OutputWrong(Exception):
     """The merged file is not what it should be. It was not published, and nothing was deleted."""
 
 
-def check_copy(runs: Probe, output: Probe, plan: Plan) -> None:
-    """Raises OutputWrong if `output`, one file, is not a complete copy of `runs`."""
+def check_merge(probed: Probe, output: Probe, plan: Plan, runs: Sequence[Run]) -> None:
+    """Raises OutputWrong if `output`, one file, is not all that was in `probed`, the `runs`, one after the other."""
     merged = output.files[0]
-    first = runs.files[0]
-    kinds = [s.type for s in merged.streams]
-    if kinds != [s.type for s in first.streams]:
-        raise OutputWrong(f"it has the streams {kinds}, not {[s.type for s in first.streams]}")
-    for index, stream in enumerate(merged.streams):
-        packets = sum(f.streams[index].packets for f in runs.files)
-        if stream.packets != packets:
-            raise OutputWrong(f"{stream.packets} of {packets} {stream.type} packets are in it")
-        if output.payload_sha256[index] != runs.payload_sha256[index]:
-            raise OutputWrong(f"its {stream.type} packets are not those of the segments")
+    # A track without a packet is left out of parts that were made anew.
+    kinds = sorted({s.type for f in probed.files for s in f.streams if s.packets or not plan.groups})
+    if sorted(s.type for s in merged.streams) != kinds:
+        raise OutputWrong(f"it has the streams {[s.type for s in merged.streams]}, not {kinds}")
+    rewritten = any(run.container is Container.MPEG_TS for run in runs)
+    encoded = {"video": plan.encodes_picture, "audio": plan.encodes_sound}
+    for stream in merged.streams:
+        packets = sum(s.packets for f in probed.files for s in f.streams if s.type == stream.type)
         if not stream.rising:
             raise OutputWrong(f"its {stream.type} time stamps repeat or go back")
+        if encoded[stream.type] and stream.type == "audio":
+            _check_sound(merged, probed.files[-1], plan)
+            continue
+        if stream.packets != packets:
+            raise OutputWrong(f"{stream.packets} of {packets} {stream.type} packets are in it")
+        same = output.payload_sha256[stream.type] == probed.payload_sha256[stream.type]
+        if not (same or encoded[stream.type] or rewritten):
+            raise OutputWrong(f"its {stream.type} packets are not those of the segments")
     duration_s = duration_of(merged)
-    if abs(duration_s - plan.total_s) > DURATION_TOLERANCE_S:
+    if abs(duration_s - plan.total_s) > tolerance_s(plan, runs):
         raise OutputWrong(f"it lasts {duration_s:.3f} s, its parts {plan.total_s:.3f} s")
+
+
+def _check_sound(merged: FileProbe, last: FileProbe, plan: Plan) -> None:
+    """Filled with silence where there was none; only at the very end it may stop as early as it did."""
+    sound, end = merged.of_type("audio"), last.of_type("audio")
+    lasts_s = sound.end_s - sound.first_s if sound is not None and sound.packets else 0.0
+    ends_early_s = last.end_s - end.end_s if end is not None and end.packets else 0.0
+    if plan.total_s - lasts_s > ends_early_s + max(SOUND_MISSING_S_MAX, PART_TOLERANCE_S * len(plan.groups)):
+        raise OutputWrong(f"its sound lasts {lasts_s:.3f} s, its parts {plan.total_s:.3f} s")
+
+
+def tolerance_s(plan: Plan, runs: Sequence[Run]) -> float:
+    """By how much the merged file may be longer or shorter than its parts."""
+    ts = any(run.container is Container.MPEG_TS for run in runs)
+    encoded_parts = len(plan.groups) if plan.groups else 0
+    return (TS_DURATION_TOLERANCE_S if ts else DURATION_TOLERANCE_S) + PART_TOLERANCE_S * encoded_parts
 
 
 def duration_of(probed: FileProbe) -> float:

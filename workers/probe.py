@@ -26,8 +26,8 @@ MEMORY_BYTES = 2 * 1024**3
 CPU_S_BASE = 30
 CPU_S_PER_GIB = 120
 """Measured: about 4 s per GiB."""
-_DEMUXERS = {"webm": "matroska", "mkv": "matroska", "mp4": "mov"}
-_OWN_NAME = re.compile(r"(r[0-9]{5,7}|out)\.(webm|mkv|mp4)")
+_DEMUXERS = {"webm": "matroska", "mkv": "matroska", "mp4": "mov", "ts": "mpegts", "avi": "avi"}
+_OWN_NAME = re.compile(r"([rn][0-9]{5,7}|out)\.(webm|mkv|mp4|ts|avi)")
 # The child's own doing on hostile bytes. SIGKILL is not here: somebody outside ended it, so another try may pass.
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGXCPU}
 
@@ -38,7 +38,9 @@ _Count = Annotated[int, Meta(ge=0)]
 class StreamProbe(msgspec.Struct, frozen=True):
     """One stream of one file. Times are in seconds on the file's own clock; `rising`: no time stamp repeats or falls.
 
-    `time_base` is a fraction, as "1/1000"; `extradata` is a sha256 or "".
+    `codec` is FFmpeg's name of the format, whatever decodes it; `time_base` is a fraction, as "1/1000"; `extradata` is
+    a sha256 or ""; `parameter_sets` counts the different ones inside an MPEG-TS. Where the clock of an MPEG-TS begins
+    anew, the times go on.
     """
 
     type: _Text
@@ -54,6 +56,7 @@ class StreamProbe(msgspec.Struct, frozen=True):
     height_px: _Count = 0
     sample_rate_hz: _Count = 0
     layout: _Text = ""
+    parameter_sets: _Count = 0
 
 
 class FileProbe(msgspec.Struct, frozen=True):
@@ -76,14 +79,14 @@ class FileProbe(msgspec.Struct, frozen=True):
 
 
 class _Totals(msgspec.Struct, frozen=True):
-    totals: Annotated[tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...], Meta(max_length=64)]
+    totals: Annotated[dict[_Text, Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]], Meta(max_length=64)]
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """All files of one call; `payload_sha256` per stream index, over the packets of all files in order."""
+    """All files of one call; `payload_sha256` per type of stream, over the packets of all files in order."""
 
     files: tuple[FileProbe, ...]
-    payload_sha256: tuple[str, ...]
+    payload_sha256: dict[str, str]
 
 
 class ProbeFailed(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import re
 import sys
 from typing import Any
 
@@ -21,47 +22,94 @@ STREAMS_MAX = 8
 REORDER_MAX = 32
 """Frames may come out of order by this much (H.264 allows 16)."""
 ERROR_CHARS_MAX = 300
-OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "matroska,webm,mov,mp4"}
+SETS_MAX = 64
+_FORMATS = {"matroska": "matroska,webm", "mov": "mov,mp4", "mpegts": "mpegts", "avi": "avi"}
+_JUMP_BACK_S = 0.1
+_JUMP_AHEAD_S = 10.0
+"""MPEG-TS only: what FFmpeg takes for a clock that was set anew, and closes up."""
+_UNIT = re.compile(rb"\x00\x00\x01(?P<unit>.)(?P<body>(?:(?!\x00\x00\x01).){0,256})", re.DOTALL)
+
+
+class _Clock:
+    """The time of a file whose clock may begin anew: what to add, in seconds, to its time stamps."""
+
+    def __init__(self, *, may_jump: bool) -> None:
+        self.may_jump = may_jump
+        self.offset_s = 0.0
+
+    def step(self, last_s: float, expected_s: float, now_s: float) -> None:
+        """`expected_s` is where the stream was to go on, `now_s` where it does, `last_s` where it was."""
+        if self.may_jump and not last_s - _JUMP_BACK_S <= now_s <= expected_s + _JUMP_AHEAD_S:
+            self.offset_s += expected_s - now_s
 
 
 class _Stream:
     """One stream of one file, in constant memory."""
 
-    def __init__(self, stream: Any, total: Any) -> None:
+    def __init__(self, stream: Any, total: Any, clock: _Clock) -> None:
         self.total = total
         self.base = stream.time_base
+        self.scale = float(self.base)
+        self.clock = clock
         self.packets = 0
         self.key_frames = 0
         self.first_pts: int | None = None
         self.last_end = 0
         self.last_duration = 0
         self.rising = True
+        self.parameter_sets: set[bytes] = set()
         self._dts: int | None = None
+        self._step = 0
         self._popped: int | None = None
         self._waiting: list[int] = []
+        self._parameter_unit = _parameter_unit(stream) if clock.may_jump else None
 
     def add(self, packet: Any) -> None:
-        payload = bytes(packet)
+        payload = memoryview(packet)
         # The length first, so that no other cut into packets gives the same hash.
         self.total.update(len(payload).to_bytes(8, "big"))
         self.total.update(payload)
         self.packets += 1
-        self.key_frames += bool(packet.is_keyframe)
-        pts = packet.pts if packet.pts is not None else packet.dts
+        key = bool(packet.is_keyframe)
+        self.key_frames += key
+        pts, dts = packet.pts, packet.dts
+        if pts is None:
+            pts = dts
         if pts is None:
             self.rising = False
             return
-        # Matroska stores no decoding times; of frames out of order the first ones have none.
-        if packet.dts is not None:
-            self.rising = self.rising and (self._dts is None or packet.dts > self._dts)
-            self._dts = packet.dts
-        self.first_pts = pts if self.first_pts is None else min(self.first_pts, pts)
         duration = max(0, packet.duration or 0)
+        if self.clock.may_jump:
+            pts, dts = self._on_one_clock(pts, dts, duration)
+            if key and self._parameter_unit is not None and len(self.parameter_sets) < SETS_MAX:
+                self._note_parameters(bytes(payload[:4096]), *self._parameter_unit)
+        # Matroska stores no decoding times; of frames out of order the first ones have none.
+        if dts is not None:
+            self.rising = self.rising and (self._dts is None or dts > self._dts)
+            self._dts = dts
+        self.first_pts = pts if self.first_pts is None else min(self.first_pts, pts)
         if pts + duration >= self.last_end:
             self.last_end, self.last_duration = pts + duration, duration
         heapq.heappush(self._waiting, pts)
         if len(self._waiting) > REORDER_MAX:
             self._pop()
+
+    def _on_one_clock(self, pts: int, dts: int | None, duration: int) -> tuple[int, int | None]:
+        if dts is None:
+            return pts, dts
+        before = self._dts
+        if before is not None:
+            now_s = dts * self.scale + self.clock.offset_s
+            self.clock.step(before * self.scale, (before + self._step) * self.scale, now_s)
+        shift = round(self.clock.offset_s / self.scale)
+        if before is not None and 0 < dts + shift - before < _JUMP_AHEAD_S / self.scale:
+            self._step = duration or dts + shift - before
+        return pts + shift, dts + shift
+
+    def _note_parameters(self, head: bytes, mask: int, unit: int) -> None:
+        for found in _UNIT.finditer(head):
+            if found["unit"][0] & mask == unit:
+                self.parameter_sets.add(found["body"])
 
     def _pop(self) -> None:
         pts = heapq.heappop(self._waiting)
@@ -71,7 +119,6 @@ class _Stream:
     def timing(self) -> dict[str, Any]:
         while self._waiting:
             self._pop()
-        scale = float(self.base)
         first = self.first_pts or 0
         end = self.last_end
         if self.packets and not self.last_duration:
@@ -81,10 +128,17 @@ class _Stream:
         return {
             "packets": self.packets,
             "key_frames": self.key_frames,
-            "first_s": first * scale,
-            "end_s": end * scale,
+            "first_s": first * self.scale,
+            "end_s": end * self.scale,
             "rising": self.rising,
+            "parameter_sets": len(self.parameter_sets),
         }
+
+
+def _parameter_unit(stream: Any) -> tuple[int, int] | None:
+    """(mask, value) of the first byte of the unit that says the picture's size; None where there is no such unit."""
+    codec = stream.codec_context.name if stream.codec_context is not None else ""
+    return {"h264": (0x1F, 7), "hevc": (0x7E, 66)}.get(codec)
 
 
 def _parameters(stream: Any) -> dict[str, Any]:
@@ -94,7 +148,7 @@ def _parameters(stream: Any) -> dict[str, Any]:
     extradata = context.extradata or b""
     found = {
         "type": stream.type,
-        "codec": context.name,
+        "codec": context.codec.canonical_name,
         "time_base": str(stream.time_base),
         "extradata": hashlib.sha256(extradata).hexdigest() if extradata else "",
     }
@@ -103,13 +157,13 @@ def _parameters(stream: Any) -> dict[str, Any]:
     return found | {"sample_rate_hz": context.sample_rate, "layout": context.layout.name}
 
 
-def probe(name: str, demuxer: str, totals: dict[int, Any]) -> dict[str, Any]:
-    with av.open(f"file:{name}", format=demuxer, options=OPTIONS) as media:
+def probe(name: str, demuxer: str, totals: dict[str, Any]) -> dict[str, Any]:
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS[demuxer]}
+    with av.open(f"file:{name}", format=demuxer, options=options) as media:
         if len(media.streams) > STREAMS_MAX:
             raise ValueError(f"more than {STREAMS_MAX} streams")
-        streams = [
-            _Stream(stream, totals.setdefault(index, hashlib.sha256())) for index, stream in enumerate(media.streams)
-        ]
+        clock = _Clock(may_jump=demuxer == "mpegts")
+        streams = [_Stream(stream, totals.setdefault(stream.type, hashlib.sha256()), clock) for stream in media.streams]
         known = len(streams)
         for packet in media.demux():
             if packet.stream_index >= known:
@@ -121,7 +175,7 @@ def probe(name: str, demuxer: str, totals: dict[int, Any]) -> dict[str, Any]:
 
 
 def main(path: str) -> int:
-    totals: dict[int, Any] = {}
+    totals: dict[str, Any] = {}
     av.logging.set_level(None)
     with open(path, encoding="ascii") as names:
         for line in names:
@@ -134,7 +188,7 @@ def main(path: str) -> int:
             print(json.dumps(answer), flush=True)
             if "error" in answer:
                 return 0
-    print(json.dumps({"totals": [totals[index].hexdigest() for index in sorted(totals)]}), flush=True)
+    print(json.dumps({"totals": {kind: total.hexdigest() for kind, total in totals.items()}}), flush=True)
     return 0
 
 

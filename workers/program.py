@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from zq.context import ProcessLimits, ProcessResult
-from zq.workers.process import die_with_parent, key_of, living_below, refuse_new_privileges, send_signal
+from zq.workers.process import die_with_parent, idle_io, key_of, living_below, refuse_new_privileges, send_signal
 
 LINE_BYTES_MAX: Final = 64 << 10
 """A longer line of standard output is cut; the rest of it is dropped."""
@@ -99,7 +99,7 @@ def _enter(limits: ProcessLimits) -> Callable[[], None]:
                 value = min(value, hard)
                 slack = min(slack, hard - value)
             bounds.append((kind, (value, value + slack)))
-    nice = limits.nice
+    nice, waits_for_disk = limits.nice, limits.idle_io
 
     def enter() -> None:
         die_with_parent(signal.SIGKILL)
@@ -109,6 +109,8 @@ def _enter(limits: ProcessLimits) -> Callable[[], None]:
         os.umask(0o077)
         if nice:
             os.nice(nice)
+        if waits_for_disk:
+            idle_io()
         for kind, pair in bounds:
             resource.setrlimit(kind, pair)
 
@@ -206,7 +208,7 @@ class _Running:
                 send_signal(key, signal.SIGKILL)
 
     def _end(self) -> ProcessResult | None:
-        returncode = self._process.wait()
+        peak_memory_bytes = self._reap()
         for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
             if pipe is not None and not pipe.closed:
                 with contextlib.suppress(BlockingIOError):
@@ -217,7 +219,19 @@ class _Running:
             self._lines.end()
         if self._kill_at_s is not None:
             return None
-        return ProcessResult(returncode, self._stderr_tail.decode("utf-8", "replace"))
+        stderr_tail = self._stderr_tail.decode("utf-8", "replace")
+        return ProcessResult(self._process.wait(), stderr_tail, peak_memory_bytes)
+
+    def _reap(self) -> int:
+        """The most memory the program had, by the kernel's own account, which Popen would forget; 0: not known."""
+        if self._process.returncode is not None:  # a signal to it came too late, and Popen saw that
+            return 0
+        try:
+            _, status, usage = os.wait4(self._process.pid, 0)
+        except ChildProcessError:  # the task reaps everything itself
+            return 0
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_maxrss * 1024
 
 
 class _Lines:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from zq.exams.store import ExamStore
 
 CLEAN_UP_TASK = "zq.workers.merge.clean_up_recording"
+EMPTY_TASK = "zq.workers.merge.empty_trash"
+TRASH_LATER_S = 60.0
+"""After the first segment is due, so that its neighbours are too."""
 _COUNTDOWN_S = 1.0
 """For the merge's own result to arrive first."""
 _PRIORITY = 7
@@ -49,8 +52,8 @@ class RecordingFate:
     exam_id: str
     student_id: str
 
-    def merged(self, result: MergeResult, folder: str) -> None:
-        """Write the success and submit the clean-up; waits for the broker, up to the soft limit of the job.
+    def merged(self, result: MergeResult, folder: str, *, clean_up: bool = True) -> None:
+        """Write the success and, with `clean_up`, submit that; waits for the broker, up to the soft limit of the job.
 
         Raises ExamError("unavailable"), Refused: another attempt finds the merge done and comes here again.
         """
@@ -65,14 +68,9 @@ class RecordingFate:
                 size_bytes=result.size_bytes,
                 duration_ms=round(result.duration_s * 1000),
             )
-        request = clean_up_request(self.job.id, self.exam_id, self.student_id, folder)
-        with zq.Client(self.config) as client:
-            while True:
-                try:
-                    client.submit_request(request)
-                    return
-                except Unavailable:
-                    self.job.check_soft_limit()
+        if not clean_up:
+            return
+        submit(self.config, self.job, clean_up_request(self.job.id, self.exam_id, self.student_id, folder))
 
     def failed(self, error: str) -> None:
         """Write why there is no video. Never raises for the store's sake: the job's own error is the one to show."""
@@ -94,6 +92,30 @@ class RecordingFate:
                 if error.code not in ("not_found", "invalid"):
                     raise
                 log.info("the store has no place for the merge of %s: %s", self.student_id, error)
+
+
+def submit(config: Config, job: JobContext, request: JobRequest) -> None:
+    """Submit what follows from a job; waits for the broker, up to the soft limit of the job. Raises Refused."""
+    with zq.Client(config) as client:
+        while True:
+            try:
+                client.submit_request(request)
+                return
+            except Unavailable:
+                job.check_soft_limit()
+
+
+def trash_request(exam_id: str, keep_s: float) -> JobRequest:
+    """The emptying of an exam's trash: one job an exam, put off by each clean-up. Pure."""
+    return JobRequest(
+        task=EMPTY_TASK,
+        queue=QUEUE,
+        kwargs={"exam_id": exam_id},
+        key=f"trash:{exam_id}",
+        key_policy="reschedule",
+        countdown=keep_s + TRASH_LATER_S,
+        max_retries=_RETRIES,
+    )
 
 
 def clean_up_request(merge_job_id: str, exam_id: str, student_id: str, folder: str) -> JobRequest:

@@ -156,6 +156,10 @@ class MergeSection(Section, frozen=True):
     """Address space of one ffmpeg; 0 means no limit."""
     full_decode: bool = False
     """Decode every frame when verifying, not just the key frames."""
+    gaps: Annotated[str, Meta(pattern="^(refuse|merge)$")] = "refuse"
+    """A recording with missing sequence numbers: refuse it, or merge what is there and report the gaps."""
+    trash_keep_s: Annotated[float, Meta(ge=0)] = 86_400.0
+    """So long merged segments stay in the trash, from where a late segment's merge takes them; 0: deleted at once."""
 
 
 class LogSection(Section, frozen=True):

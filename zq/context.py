@@ -20,6 +20,8 @@ class ProcessResult:
     returncode: int
     stderr_tail: str
     """The last 8 KiB of its standard error, undecodable bytes replaced."""
+    peak_memory_bytes: int = 0
+    """The most memory it had at once; not less than what its slot had when it was started."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ProcessLimits:
     file_size_bytes: int = 0
     open_files: int = 0
     nice: int = 0
+    idle_io: bool = False
+    """Its disk work waits for everybody else's, where the kernel's I/O scheduler has such a class."""
 
 
 class JobContext(Protocol):

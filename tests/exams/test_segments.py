@@ -94,6 +94,22 @@ def test_a_gap_in_the_second_session_is_refused() -> None:
         order(segments)
 
 
+def test_a_recorder_that_began_again_after_its_first_segment() -> None:
+    first, second = Segment("a1", 1, MS), [Segment("b1", 1, MS + 60_000), Segment("b2", 2, MS + 120_000)]
+    assert names(*second, first) == [["a1"], ["b1", "b2"]]
+
+
+def test_gaps_are_taken_where_that_is_wished_and_told() -> None:
+    found = order([Segment(str(n), n) for n in (1, 2, 6, 8)], take_gaps=True)
+    assert [[s.name for s in session] for session in found.sessions] == [["1", "2", "6", "8"]]
+    assert found.gaps == {"6": "3-5", "8": "7"}
+    restarted = [Segment(f"a{n}", n, MS + n, mtime_ms=n) for n in (1, 3)]
+    restarted += [Segment(f"b{n}", n, MS + 9 + n, mtime_ms=9 + n) for n in (1, 2)]
+    found = order(restarted, take_gaps=True)
+    assert [[s.name for s in session] for session in found.sessions] == [["a1", "a3"], ["b1", "b2"]]
+    assert found.gaps == {"a3": "2"}
+
+
 def test_identical_bytes_sent_twice_are_left_out_once() -> None:
     found = order([Segment("a", 0, sha256="x"), Segment("b", 1, sha256="y"), Segment("b2", 1, sha256="y")])
     assert [[s.name for s in session] for session in found.sessions] == [["a", "b"]]

@@ -206,7 +206,7 @@ def test_what_is_declared_is_checked(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "../x.webm", "a/b.webm", "a\\b.webm", ".hidden.webm", "-y.webm", "a\n.webm", "a\0.webm", "x.exe",
+    "name", ["..", "../x.webm", "a/b.webm", "a\\b.webm", ".hidden.webm", "a\n.webm", "a\0.webm", "x.exe",
              "a|b.webm", "x" * 300 + ".webm", "x\u202e.webm", "\udcff.webm"]
 )  # fmt: skip
 def test_hostile_names_are_refused_and_leave_nothing(api: Api, name: str) -> None:

@@ -12,31 +12,52 @@ from hypothesis import strategies as st
 from zq.workers.ffmpeg import (
     FfmpegMissing,
     ProgressReader,
-    concat_argv,
+    Sound,
     concat_list,
+    copy_argv,
     decode_argv,
     find_ffmpeg,
-    remux_argv,
+    part_argv,
 )
+from zq.workers.merge_plan import Encoding
+
+ENCODING = Encoding(picture=True, sound=True, width_px=320, height_px=240)
+COMMANDS = {
+    "remux": copy_argv("/bin/ffmpeg", "r00000.webm", "out.webm"),
+    "concat": copy_argv("/bin/ffmpeg", "l.ffconcat", "out.mp4"),
+    "rewrap": part_argv("/bin/ffmpeg", "r00000.mp4", "n00000.mkv", None, sound=Sound.HEARD, total_s=2),
+    "encode": part_argv("/bin/ffmpeg", "g00000.ffconcat", "n00000.mkv", ENCODING, sound=Sound.SILENCE, total_s=2),
+    "decode": decode_argv("/bin/ffmpeg", "out.mp4", full=False),
+}
 
 
-def test_every_command_has_closed_lists_and_no_standard_input() -> None:
-    remux = remux_argv("/bin/ffmpeg", "r00000.webm", "out.webm")
-    concat = concat_argv("/bin/ffmpeg", "l.ffconcat", "out.mp4")
-    decode = decode_argv("/bin/ffmpeg", "out.mp4", full=False)
-    for argv in (remux, concat, decode):
-        before_input = argv[: argv.index("-i")]
-        assert before_input[before_input.index("-protocol_whitelist") + 1] == "file"
-        assert "-f" in before_input  # a forced demuxer: nothing is probed
-        assert {"-nostdin", "-xerror"} <= set(argv)
-        assert argv[argv.index("-i") + 1].startswith("file:")
-    assert concat[concat.index("-format_whitelist") + 1] == "concat,matroska,webm,mov,mp4"
+@pytest.mark.parametrize("argv", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_has_closed_lists_and_no_standard_input(argv: list[str]) -> None:
+    before_input = argv[: argv.index("-i")]
+    assert before_input[before_input.index("-protocol_whitelist") + 1] == "file"
+    assert "h264" in before_input[before_input.index("-codec_whitelist") + 1].split(",")
+    assert "-max_pixels" in before_input
+    assert "-f" in before_input  # a forced demuxer: nothing is probed
+    assert {"-nostdin", "-xerror"} <= set(argv)
+    assert argv[argv.index("-i") + 1].startswith("file:")
+
+
+def test_commands_say_what_is_copied_and_what_is_made_anew() -> None:
+    concat, encode = COMMANDS["concat"], COMMANDS["encode"]
+    assert concat[concat.index("-format_whitelist") + 1] == "concat,matroska,webm,mov,mp4,avi"
     assert concat[concat.index("-safe") + 1] == "1"
-    assert remux[-1] == "file:out.webm"
-    assert "-cues_to_front" in remux
+    assert COMMANDS["remux"][-1] == "file:out.webm"
+    assert "-cues_to_front" in COMMANDS["remux"]
     assert "+faststart" in concat
-    assert "nokey" in decode
+    assert "nokey" in COMMANDS["decode"]
     assert "nokey" not in decode_argv("/bin/ffmpeg", "out.mp4", full=True)
+    assert {"libx264", "libopus", "passthrough", "1:a:0", "anullsrc=r=48000:cl=mono:d=2.000000"} <= set(encode)
+    assert "libx264" not in COMMANDS["rewrap"]
+    silent = part_argv("/bin/ffmpeg", "r00000.avi", "out.mp4", ENCODING, sound=Sound.ABSENT, total_s=2)
+    assert "libopus" not in silent
+    assert not any(word.endswith(":a:0") for word in silent)
+    # The joined bytes of MPEG-TS always fail with it.
+    assert "-xerror" not in copy_argv("/bin/ffmpeg", "r00000.ts", "out.mp4")
 
 
 def test_a_list_holds_only_names_of_our_own_making() -> None:

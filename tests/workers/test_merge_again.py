@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zq.exams.segments import MergeRefused
 from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.merge_files import SegmentChanged
 from zq.workers.merge_run import MergeResult, MergeSettings, run_merge
+from zq.workers.merge_trash import Emptied, empty
 
 
 def test_a_second_merge_has_nothing_to_do(tmp_path: Path) -> None:
@@ -217,6 +219,95 @@ def test_clean_up_deletes_the_merged_segments_and_nothing_else(tmp_path: Path) -
     again = recording.clean_up()
     assert (again["deleted"], again["gone"], again["kept"]) == (0, 7, 1)
     assert (recording.request.target / result.video).exists()
+
+
+def _late(recording: Recording, content: bytes) -> Path:
+    late = recording.request.folder / "00005-1795449383851.webm"
+    late.write_bytes(content)
+    return late
+
+
+LATE = (MEDIA / "restart-vp8-opus" / "00004.webm").read_bytes()
+
+
+def test_what_was_cleaned_up_comes_back_for_a_late_segment(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    first = recording.merge()
+    done = recording.clean_up(use_trash=True)
+    assert (done["deleted"], done["freed_bytes"], done["trashed"]) == (5, 0, True)
+    assert [p.name for p in recording.request.folder.iterdir()] == [".zq-segments.jsonl"]
+    assert recording.merge(Job(id="job2")).already
+    _late(recording, LATE)
+    second = recording.merge(Job(id="job3"))
+    assert (second.segments, second.frames, second.already) == (6, first.frames + 21, False)
+    assert second.video == first.video
+    assert [n for n in recording.beside() if n != ".zq-trash"] == [second.video, second.video + ".zq.json"]
+    assert recording.clean_up(use_trash=True)["deleted"] == 6
+    assert recording.merge(Job(id="job4")).already
+
+
+def test_a_video_that_was_lost_is_made_again_while_its_segments_are_in_the_trash(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    video = recording.request.target / recording.merge().video
+    content = video.read_bytes()
+    recording.clean_up(use_trash=True)
+    video.unlink()
+    assert not recording.merge(Job(id="job2")).already
+    assert video.read_bytes() == content
+
+
+def test_killed_while_it_takes_back_from_the_trash(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    recording.merge()
+    recording.clean_up(use_trash=True)
+    trash = recording.request.target / ".zq-trash" / "s1"
+    _late(recording, LATE)
+    # Some were brought back when it ended.
+    for name in sorted(p.name for p in trash.iterdir())[:2]:
+        (trash / name).rename(recording.request.folder / name)
+    assert recording.merge(Job(attempt=2)).segments == 6
+
+
+def test_a_clean_up_that_was_killed_half_way_is_no_loss(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    first = recording.merge()
+    for name in sorted(recording.before)[:2]:
+        (recording.request.folder / name).unlink()
+    again = recording.merge(Job(id="job2"))
+    assert (again.already, again.video) == (True, first.video)
+    assert recording.clean_up()["deleted"] == 3
+
+
+def test_the_trash_is_emptied_after_its_time_and_not_before(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    video = recording.merge().video
+    target = recording.request.target
+    assert empty(target, 60, time.time()) == Emptied(0, 0, 0)
+    recording.clean_up(use_trash=True)
+    now_s = time.time()
+    young = empty(target, 60, now_s)
+    assert (young.deleted, young.kept) == (0, 5)
+    assert 0 < young.due_s <= 60
+    size_bytes = sum(len(content) for content in recording.before.values())
+    assert empty(target, 60, now_s + 61) == Emptied(5, size_bytes, 0)
+    assert recording.beside() == [video, video + ".zq.json"]
+    _late(recording, LATE)
+    with pytest.raises(MergeRefused, match="late_segment"):
+        recording.merge(Job(id="job2"))
+
+
+def test_a_trash_that_is_a_link_is_not_used(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    recording.merge()
+    (tmp_path / "elsewhere").mkdir()
+    (recording.request.target / ".zq-trash").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError):
+        recording.clean_up(use_trash=True)
+    recording.assert_kept()
+    (tmp_path / "elsewhere" / "s1").mkdir()
+    (tmp_path / "elsewhere" / "s1" / "x.webm").write_bytes(b"somebody's")
+    assert empty(recording.request.target, 0, time.time() + 9) == Emptied(0, 0, 0)
+    assert (tmp_path / "elsewhere" / "s1" / "x.webm").exists()
 
 
 def test_after_the_clean_up_a_merge_is_done_before_and_takes_no_more(tmp_path: Path) -> None:

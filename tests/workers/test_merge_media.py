@@ -32,6 +32,9 @@ def walked(content: bytes, container: Container = Container.WEBM) -> Structure:
         (MP4, Container.MP4),
         (b"RIFF\0\0\0\0AVI LIST", Container.AVI),
         ((b"G" + b"\xff" * 187) * 3, Container.MPEG_TS),
+        (b"\0\0\x10\0moov", Container.MP4),  # QuickTime
+        (b"\0\0\0\x08wide\0\0\x10\0mdat", Container.MP4),
+        (b"\0\0\x10\0moof", Container.NONE),  # a fragment continues
         (b"G" + b"\xff" * 511, Container.NONE),  # a continuation may begin with the sync byte of MPEG-TS
         (CHUNKS[1], Container.NONE),
         (b"#EXTM3U\n", Container.NONE),
@@ -74,13 +77,42 @@ def test_garbage_behind_a_whole_file_is_named_where_it_begins() -> None:
 
 
 def test_whole_and_seekable() -> None:
-    assert walked(WHOLE) == Structure(None, seekable=False, whole=True)  # Chromium writes its Cues behind
+    # Chromium writes its Cues behind.
+    assert walked(WHOLE) == Structure(None, seekable=False, whole=True, whole_bytes=len(WHOLE))
     assert walked(MP4, Container.MP4).whole
     assert not walked(MP4[:-1], Container.MP4).whole
     boxes = b"\0\0\0\x08ftyp\0\0\0\x08moov\0\0\0\x0amdatxx"
-    assert walked(boxes, Container.MP4) == Structure(None, seekable=True, whole=True)
+    assert walked(boxes, Container.MP4) == Structure(None, seekable=True, whole=True, whole_bytes=len(boxes))
     behind = b"\0\0\0\x08ftyp\0\0\0\x0amdatxx\0\0\0\x08moov"
-    assert walked(behind, Container.MP4) == Structure(None, seekable=False, whole=True)
+    assert not walked(behind, Container.MP4).seekable
+
+
+def test_mpeg_ts_packets_follow_each_other_over_the_seams() -> None:
+    packets = (b"G" + b"\xff" * 187) * 12_000
+    assert walked(packets, Container.MPEG_TS).whole
+    assert walked(packets[:-100], Container.MPEG_TS).whole_bytes == len(packets) - 188
+    assert walked(packets[: 188 * 9000] + b"x" + packets, Container.MPEG_TS).bad_at == 188 * 9000
+
+
+def test_an_avi_is_one_riff_after_the_other() -> None:
+    one = b"RIFF\x06\0\0\0AVI xx"
+    assert walked(one + one.replace(b"AVI ", b"AVIX"), Container.AVI).whole
+    assert walked(one + b"garbage", Container.AVI).bad_at == len(one)
+    assert walked(b"RIFF\0\0\0\0AVI LIST", Container.AVI).whole
+
+
+def test_the_fast_way_through_blocks_is_the_slow_way() -> None:
+    head = b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7 + b"\x1f\x43\xb6\x75\x01" + b"\xff" * 7
+    for size in (0, 1, 126, 127, 16_382, 16_383, 70_000, 2_097_150):
+        for width in (1, 2, 3, 4):
+            if size < (1 << 7 * width) - 1:
+                block = b"\xa3" + (size | 1 << 7 * width).to_bytes(width, "big") + b"\xa3" * size
+                content = head + b"\xe7\x81\x00" + block * 3
+                found = walked(content)
+                assert (found.bad_at, found.whole, found.whole_bytes) == (None, True, len(content))
+                assert walked(content + b"\x00").bad_at == len(content)
+                cut = walked(content[:-1])
+                assert (cut.bad_at, cut.whole, cut.whole_bytes) == (None, size + width < 1, len(content) - len(block))
 
 
 @settings(max_examples=300)
@@ -98,6 +130,6 @@ def test_any_change_is_walked_in_bounded_time(
     assert found.bad_at is None or 0 <= found.bad_at < len(content)
 
 
-@given(st.binary(max_size=300), st.sampled_from([Container.WEBM, Container.MP4]))
+@given(st.binary(max_size=300), st.sampled_from(Container))
 def test_any_bytes_are_walked(content: bytes, container: Container) -> None:
     walked(content, container)

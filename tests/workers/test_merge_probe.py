@@ -117,7 +117,7 @@ def test_only_names_of_our_own_making(tmp_path: Path, name: str) -> None:
 
 
 GOOD = '{"name":"r00000.webm","streams":[]}'
-TOTALS = '{"totals":[]}'
+TOTALS = '{"totals":{}}'
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ TOTALS = '{"totals":[]}'
         (ProcessResult(0, ""), ('{"name":"r00001.webm"}',), ProbeFailed),
         (ProcessResult(0, ""), ("x" * 40_000,), ProbeFailed),
         (ProcessResult(0, ""), ('{"name":"r00000.webm","error":"broken"}',), BadFile),
-        (ProcessResult(0, ""), (GOOD, '{"totals":["zz"]}'), ProbeFailed),
+        (ProcessResult(0, ""), (GOOD, '{"totals":{"video":"zz"}}'), ProbeFailed),
     ],
 )
 def test_how_a_child_may_end(

@@ -63,6 +63,21 @@ def test_refusals_are_not_retried(storage: Path, folder: str) -> None:
         merge.merge_recording("exam2", "s1")
 
 
+def test_the_trash_is_emptied_when_all_of_it_is_old(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trash = storage / "exam1" / "recordings" / ".zq-trash" / "s1"
+    trash.mkdir(parents=True)
+    (trash / "a.webm").write_bytes(b"x")
+    with pytest.raises(Retry, match="1 segments stay") as later:
+        merge.empty_trash("exam1")
+    assert later.value.after_s is not None
+    assert later.value.after_s > 86_000
+    monkeypatch.setenv("ZQ_MERGE_TRASH_KEEP_S", "0")
+    assert merge.empty_trash("exam1")["deleted"] == 1
+    assert not trash.parent.exists()
+    with pytest.raises(Reject, match="bad_request"):
+        merge.empty_trash("../exam1")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_full_disk_is_waited_for(storage: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fails(*args: Any) -> None:

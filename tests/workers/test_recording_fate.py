@@ -18,7 +18,7 @@ from zq.protocol.errors import Code
 from zq.protocol.job import ENDED, State, format_id, new_job_id
 from zq.protocol.messages import JobDetail, JobInfo
 from zq.workers.merge_run import MergeResult
-from zq.workers.recording_fate import RecordingFate, clean_up_request, require_done
+from zq.workers.recording_fate import RecordingFate, clean_up_request, require_done, trash_request
 
 MERGE = format_id(bytes(range(16)))
 
@@ -76,6 +76,20 @@ def test_however_often_a_merge_is_repeated_its_clean_up_is_one_job() -> None:
     other = clean_up_request(format_id(bytes(16)), "e", "s", "")
     assert one == two
     assert raw_id(other.id) != one.id
+
+
+def test_the_trash_of_an_exam_is_one_job() -> None:
+    request = trash_request("e", 86_400)
+    assert (request.key, request.key_policy) == ("trash:e", "reschedule")
+    assert request.countdown is not None
+    assert request.countdown > 86_400
+
+
+def test_the_segments_of_a_recording_with_gaps_stay(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    taker = Taker(away=0)
+    monkeypatch.setattr(recording_fate, "Client", taker)
+    RecordingFate(config, Attempt(), "e", "s").merged(RESULT, "", clean_up=False)  # type: ignore[arg-type]
+    assert taker.taken == []
 
 
 class Attempt:
