@@ -87,7 +87,7 @@ def test_the_trash_of_an_exam_is_one_job() -> None:
 
 def test_the_segments_of_a_recording_with_gaps_stay(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     taker = Taker(away=0)
-    monkeypatch.setattr(recording_fate, "Client", taker)
+    monkeypatch.setattr(zq, "Client", taker)
     RecordingFate(config, Attempt(), "e", "s").merged(RESULT, "", clean_up=False)  # type: ignore[arg-type]
     assert taker.taken == []
 
