@@ -38,7 +38,7 @@ def command(config_path: str | None, broker: str | None) -> None:
         click.echo(f"zq scheduler: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     with client, contextlib.closing(Stopping()) as stopping:
-        told = ", ".join(f"{schedule.name} every {schedule.interval_ms / 1000:g} s" for schedule in schedules)
+        told = ", ".join(f"{schedule.name} {schedule.text}" for schedule in schedules)
         log.info("scheduling: %s", told)
         Service(client, schedules).run(stopping)
     log.info("stopped")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -13,10 +14,11 @@ from starlette.responses import Response
 
 from zq.exceptions import Refused, Unavailable
 from zq.protocol.messages import BrokerInfo, QueueInfo, WorkerInfo
+from zq.schedules import Shown
 from zq.web.auth import Scope
 from zq.web.operations import Operation
-from zq.web.schedules import LOOKED_UP_MAX, newest_tick, plans_of
-from zq.web.services import Services, now_ms
+from zq.web.schedules import all_of
+from zq.web.services import Services
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -35,10 +37,10 @@ class MetricRoutes:
         families = _of_broker(None)
         with contextlib.suppress(Unavailable, Refused, TimeoutError):
             async with asyncio.timeout(ANSWER_S):
-                broker, queues, workers, late_s = await asyncio.gather(
-                    client.broker(), client.queues(), client.workers(), self._lateness_s()
+                broker, queues, workers, schedules = await asyncio.gather(
+                    client.broker(), client.queues(), client.workers(), all_of(self._services)
                 )
-            families = [*_of_broker(broker), *_of_queues(queues), *_of_workers(workers), *_of_schedules(late_s)]
+            families = [*_of_broker(broker), *_of_queues(queues), *_of_workers(workers), *_of_schedules(schedules)]
         # Only a server that is scraped pays for the library.
         from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
         from prometheus_client.registry import CollectorRegistry
@@ -46,12 +48,6 @@ class MetricRoutes:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Families([*families, *self._own()]))
         return Response(generate_latest(registry), media_type=None, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _lateness_s(self) -> dict[str, float]:
-        plans = plans_of(self._services.config)[:LOOKED_UP_MAX]
-        at_ms = now_ms()
-        ticks = await asyncio.gather(*(newest_tick(self._services, plan, at_ms) for plan in plans))
-        return {plan.name: tick.late_s for plan, tick in zip(plans, ticks, strict=True) if tick is not None}
 
     def _own(self) -> list[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -114,14 +110,20 @@ def _of_workers(workers: list[WorkerInfo]) -> list[Metric]:
     ]
 
 
-def _of_schedules(late_s: dict[str, float]) -> list[Metric]:
-    """A schedule whose newest two ticks the broker does not have is not there: alarm on its absence."""
-    from prometheus_client.core import GaugeMetricFamily
+def _of_schedules(schedules: Sequence[Shown]) -> list[Metric]:
+    """Of those that have had a tick. Alarm on a last tick that is long past, and on missed ones."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     late = GaugeMetricFamily("zq_schedule_lateness_seconds", "Of the newest tick", labels=["schedule"])
-    for name, seconds in late_s.items():
-        late.add_metric([name], seconds)
-    return [late]
+    last = GaugeMetricFamily("zq_schedule_last_tick_timestamp_seconds", "Of the newest tick", labels=["schedule"])
+    missed = CounterMetricFamily("zq_schedule_missed_ticks", "Nobody was there to submit them", labels=["schedule"])
+    for one in schedules:
+        progress = one.known.progress
+        if progress is not None and progress.last_ms:
+            late.add_metric([one.name], progress.late_ms / 1000)
+            last.add_metric([one.name], progress.last_ms / 1000)
+            missed.add_metric([one.name], progress.missed)
+    return [late, last, missed]
 
 
 def _of_broker(broker: BrokerInfo | None) -> list[Metric]:

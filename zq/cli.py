@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "limit": Lazy("zq.cli_limits", "limit", "Bound a queue: jobs a second, at once, waiting."),
     "dead": Lazy("zq.cli_dead", "dead", "List, retry or drop dead jobs, thousands at once."),
     "events": Lazy("zq.cli_events", "events", "Print what happens to jobs and queues."),
+    "schedules": Lazy("zq.cli_schedules", "schedules", "List, pause, resume and run what the clock submits."),
     "workers": Lazy("zq.cli_queues", "workers", "List the workers that are connected."),
     "audit": Lazy("zq.cli_queues", "audit", "Check that every accepted job is accounted for."),
     "config": Lazy("zq.cli_config", "config", "Check or show the configuration."),

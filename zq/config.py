@@ -100,11 +100,24 @@ class WorkerSection(Section, frozen=True):
 class ScheduleSection(Section, frozen=True):
     task: str
     queue: Name
-    every_s: Seconds
+    every_s: Seconds | None = None
+    cron: Annotated[str, Meta(max_length=100)] = ""
+    """Five fields: minute, hour, day, month, weekday; six: seconds first."""
+    at: Annotated[str, Meta(max_length=40)] = ""
+    """One moment, such as `2026-06-30 09:00:00`. Exactly one of `every_s`, `cron` and `at` is given."""
+    zone: str = ""
+    """IANA name of the zone of `cron` and `at`; empty means exams.time_zone."""
     expires_s: Seconds | None = None
-    """A tick that has not started by then is dropped; default: the interval, so ticks never pile up."""
-    misfire: Annotated[str, Meta(pattern="^(once|skip)$")] = "once"
-    """Ticks missed while no scheduler ran: make up for the newest of them, or leave them all out."""
+    """A tick that has not started by then is dropped; default: until the next tick, so ticks never pile up (a day with
+    misfire `all`, and for `at`)."""
+    misfire: Annotated[str, Meta(pattern="^(once|skip|all)$")] = "once"
+    """Ticks missed while no scheduler ran: make up for the newest of them, for none, or for all."""
+    misfire_max: Annotated[int, Meta(ge=1, le=1000)] = 100
+    """With misfire `all`: for so many of the newest."""
+    overlap: Annotated[str, Meta(pattern="^(queue|skip)$")] = "queue"
+    """A tick while the job of the last one is still there: its job waits behind, or is left out."""
+    jitter_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """Each tick comes up to so much later, so that many schedules do not start at the same moment."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from zq.client.requests import JobRequest, encode, raw_id
-from zq.config import Config, ScheduleSection, WorkerSection, load
+from zq.config import Config, ConfigError, ScheduleSection, WorkerSection, load
 from zq.exceptions import Unavailable
 from zq.protocol.errors import Code
 from zq.protocol.job import State, decode_spec
-from zq.protocol.messages import Receipt, ReceiptStatus
+from zq.protocol.messages import Receipt, ReceiptStatus, Register, RegisterSet
+from zq.scheduler.rules import Interval
 from zq.scheduler.service import Clock, Service, schedules_of
+from zq.schedules import Order, Progress, order_register, read
 
 
 class Broker:
@@ -29,6 +31,32 @@ class Broker:
         self.refuse: Code | None = None
         self.specs: dict[bytes, bytes] = {}
         self.asked: list[bytes] = []
+        self.values: dict[str, Register] = {}
+        self.busy = ""
+        """A live job has this key."""
+
+    def registers(self, prefix: str = "") -> list[Register]:
+        if self.away:
+            raise Unavailable("nobody there")
+        return [register for name, register in sorted(self.values.items()) if name.startswith(prefix)]
+
+    def set_registers(self, registers: Sequence[Register]) -> list[RegisterSet]:
+        if self.away:
+            raise Unavailable("nobody there")
+        answers = []
+        for one in registers:
+            before = self.values.get(one.name, Register(one.name, 0, b""))
+            done = one.revision == before.revision + 1
+            self.values[one.name] = one if done else before
+            answers.append(RegisterSet(0, self.values[one.name], done))
+        return answers
+
+    def progress(self, name: str = "exam-status") -> Progress:
+        return read(self.values.values())[name].progress or Progress()
+
+    def order(self, name: str, paused: bool, at_ms: int) -> None:
+        known = read(self.values.values())[name]
+        self.set_registers([order_register(name, known, Order(paused, at_ms, "who"))])
 
     def submit_many(self, requests: Sequence[JobRequest]) -> list[Receipt]:
         self.asked += [raw_id(request.id) for request in requests]
@@ -40,6 +68,8 @@ class Broker:
         one = encode(request, WorkerSection())
         if self.refuse is not None:
             return Receipt(one.id, ReceiptStatus.REFUSED, code=self.refuse, detail="no", retry_after_ms=5_000)
+        if self.busy and one.id not in self.specs and decode_spec(one.spec).key == self.busy:
+            return Receipt(bytes(16), ReceiptStatus.KEY_TAKEN, State.RUNNING)
         before = self.specs.setdefault(one.id, one.spec)
         if before != one.spec:
             return Receipt(one.id, ReceiptStatus.REFUSED, code=Code.CONFLICT)
@@ -69,8 +99,8 @@ def test_two_schedulers_make_one_job_a_tick() -> None:
     for _ in range(10):
         one.step()
         time.go(two.step())
-    assert len(broker.asked) == 20
     assert len(broker.specs) == 10
+    assert broker.progress().ticks == 10
 
 
 def test_a_restarted_scheduler_makes_no_second_job() -> None:
@@ -78,8 +108,11 @@ def test_a_restarted_scheduler_makes_no_second_job() -> None:
     service(broker, time).step()
     time.go(9_999)
     service(broker, time).step()
-    assert len(broker.asked) == 2
     assert len(broker.specs) == 1
+    # It knows from the broker what was done before, down to the tick.
+    time.go(10 * 30_000)
+    service(broker, time).step()
+    assert (len(broker.specs), broker.progress().ticks, broker.progress().missed) == (2, 2, 9)
 
 
 def test_a_tick_expires_after_its_interval_and_is_not_retried() -> None:
@@ -97,14 +130,12 @@ def test_it_sleeps_until_the_next_tick() -> None:
     assert service(Broker(), time).step() == 1_000
 
 
-def test_while_the_broker_is_away_the_same_tick_is_offered_until_it_would_have_expired() -> None:
+def test_while_the_broker_is_away_the_tick_waits_until_it_would_have_expired() -> None:
     broker, time = Broker(), Time(30_000)
     broker.away = True
     scheduler = service(broker, time)
     for _ in range(29):
         time.go(scheduler.step())
-    assert len(set(broker.asked)) == 1
-    assert len(broker.asked) == 29
     broker.away = False
     scheduler.step()
     assert len(broker.specs) == 1
@@ -161,8 +192,110 @@ def test_schedules_of_the_configuration_stand_beside_the_built_in_one_or_replace
     )
     found = {schedule.name: schedule for schedule in schedules_of(config)}
     nightly = found["nightly"]
-    assert (nightly.interval_ms, nightly.expires_ms, nightly.misfire, nightly.args) == (60_000, 5_000, "skip", (1,))
-    assert (found["exam-status"].task, found["exam-status"].interval_ms) == ("own", 7_000)
+    assert (nightly.rule, nightly.expires_ms, nightly.misfire, nightly.args) == (Interval(60_000), 5_000, "skip", (1,))
+    assert (found["exam-status"].task, found["exam-status"].rule) == ("own", Interval(7_000))
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (ScheduleSection(task="t", queue="q"), "give exactly one of every_s, cron and at"),
+        (ScheduleSection(task="t", queue="q", every_s=1, cron="0 3 * * *"), "there are every_s, cron"),
+        (ScheduleSection(task="t", queue="q", cron="0 25 * * *"), "Bad hour"),
+        (ScheduleSection(task="t", queue="q", at="soon"), "ISO 8601"),
+        (ScheduleSection(task="t", queue="q", cron="0 3 * * *", zone="Mars/Base"), "Mars/Base"),
+    ],
+)
+def test_schedules_that_cannot_be(section: ScheduleSection, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        schedules_of(Config(schedules={"bad": section}))
+    assert "schedules.bad" in str(error.value)
+
+
+def only(section: ScheduleSection) -> Config:
+    """With nothing else that is soon due."""
+    return Config(schedules={"mine": section, "exam-status": ScheduleSection(task="t", queue="q", every_s=31_000_000)})
+
+
+def test_a_cron_schedule_is_submitted_at_its_time_and_not_when_it_is_first_seen() -> None:
+    broker, time = Broker(), Time(1_763_800_000_000)  # 2025-11-22 16:26:40 in Shanghai
+    scheduler = service(broker, time, only(ScheduleSection(task="t", queue="q", cron="0 3 * * *")))
+    scheduler.step()
+    before = len(broker.specs)
+    assert broker.progress("mine").next_ms == 1_763_838_000_000  # 2025-11-23 03:00
+    while time.wall_ms < 1_763_838_000_000:
+        assert len(broker.specs) == before
+        time.go(max(1, scheduler.step()))
+    scheduler.step()
+    assert len(broker.specs) == before + 1
+    assert (broker.progress("mine").last_ms, broker.progress("mine").ticks) == (1_763_838_000_000, 1)
+
+
+def test_fault_16_ticks_of_an_outage_do_not_run_in_a_row() -> None:
+    """Nobody scheduled, or the broker was away, for an hour: one status check, and 119 that were missed."""
+    broker, time = Broker(), Time(30_000)
+    service(broker, time).step()
+    time.go(3_600_000)
+    service(broker, time).step()
+    assert len(broker.specs) == 2
+    assert (broker.progress().ticks, broker.progress().missed) == (2, 119)
+
+
+def test_a_tick_is_left_out_while_the_job_of_the_last_one_is_there() -> None:
+    broker, time = Broker(), Time(30_000)
+    scheduler = service(broker, time)
+    scheduler.step()
+    broker.busy = "schedule:exam-status"
+    for _ in range(3):
+        time.go(30_000)
+        scheduler.step()
+    assert (len(broker.specs), broker.progress().overlapped, broker.progress().missed) == (1, 3, 0)
+    broker.busy = ""
+    time.go(30_000)
+    scheduler.step()
+    assert len(broker.specs) == 2
+
+
+def test_a_paused_schedule_submits_nothing_and_goes_on_with_the_next_tick_without_having_missed_any() -> None:
+    broker, time = Broker(), Time(30_000)
+    scheduler = service(broker, time)
+    scheduler.step()
+    broker.order("exam-status", True, time.wall_ms)
+    for _ in range(5):
+        time.go(30_000)
+        scheduler.step()
+    assert len(broker.specs) == 1
+    broker.order("exam-status", False, time.wall_ms + 1)
+    time.go(30_000)
+    # Also for a scheduler that was not there during the pause.
+    service(broker, time).step()
+    assert (len(broker.specs), broker.progress().missed) == (2, 0)
+
+
+def test_lateness_is_what_passed_until_the_broker_had_the_tick() -> None:
+    broker, time = Broker(), Time(30_000)
+    scheduler = service(broker, time)
+    scheduler.step()
+    time.go(30_012)
+    scheduler.step()
+    assert (broker.progress().last_ms, broker.progress().late_ms) == (60_000, 12)
+
+
+def test_a_register_from_the_future_of_a_wrong_clock_does_not_stop_the_ticks(caplog: pytest.LogCaptureFixture) -> None:
+    broker, time = Broker(), Time(1_763_800_000_000)
+    service(broker, time).step()
+    time.wall_ms -= 86_400_000
+    service(broker, time).step()
+    assert "which is to come" in caplog.text
+    assert len(broker.specs) == 2
+
+
+def test_what_another_version_wrote_into_a_register_counts_as_nothing() -> None:
+    broker, time = Broker(), Time(30_000)
+    broker.values["schedule:exam-status"] = Register("schedule:exam-status", 7, b"\xc1")
+    service(broker, time).step()
+    assert len(broker.specs) == 1
+    assert (broker.values["schedule:exam-status"].revision, broker.progress().ticks) == (8, 1)
 
 
 def scheduler_process(tmp_path: Path, **more: str) -> subprocess.Popen[str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zq.scheduler.ticks import GRACE_MS, Misfire, Schedule, SteadyClock, Tick, Ticker, due, nominal_at
+from zq.scheduler.rules import Interval
+from zq.scheduler.ticks import COUNTED_MAX, GRACE_MS, Misfire, Schedule, SteadyClock, Tick, Ticker, due, newest_due
 
 EVERY_30_S = 30_000
 DAY_2025 = 1_763_800_000_000
 
 
-def schedule(misfire: Misfire = Misfire.ONCE, *, interval_ms: int = EVERY_30_S, expires_ms: int = 0) -> Schedule:
-    return Schedule("check", "t", "q", interval_ms, expires_ms or interval_ms, misfire)
+def schedule(
+    misfire: Misfire = Misfire.ONCE, *, interval_ms: int = EVERY_30_S, expires_ms: int | None = None, **options: Any
+) -> Schedule:
+    return Schedule("check", "t", "q", Interval(interval_ms), expires_ms, misfire, **options)
 
 
 def nominals(ticks: list[Tick]) -> list[int]:
@@ -22,7 +27,7 @@ def nominals(ticks: list[Tick]) -> list[int]:
 
 @given(st.integers(1, 10**9), st.integers(0, 1 << 50))
 def test_the_grid_is_aligned_to_the_epoch(interval_ms: int, now_ms: int) -> None:
-    nominal = nominal_at(interval_ms, now_ms)
+    nominal = Interval(interval_ms).newest(now_ms)
     assert nominal % interval_ms == 0
     assert nominal <= now_ms < nominal + interval_ms
 
@@ -35,8 +40,12 @@ def test_two_schedulers_name_the_same_jobs() -> None:
     assert len(early) == 1
 
 
+def due_nominals(schedule: Schedule, done_ms: int | None, now_ms: int) -> list[int]:
+    return nominals(list(due(schedule, done_ms, now_ms).ticks))
+
+
 def test_the_id_differs_by_schedule_and_by_time() -> None:
-    other = Schedule("other", "t", "q", EVERY_30_S, EVERY_30_S)
+    other = Schedule("other", "t", "q", Interval(EVERY_30_S))
     ids = {Tick(s, n).job_id for s in (schedule(), other) for n in (0, EVERY_30_S)}
     assert len(ids) == 4
 
@@ -57,16 +66,16 @@ def test_skip_leaves_missed_ticks_out_and_takes_the_next() -> None:
 
 
 def test_a_tick_is_due_once() -> None:
-    assert due(schedule(), None, 30_500) == 30_000
-    assert due(schedule(), 30_000, 30_500) is None
-    assert due(schedule(), 30_000, 59_999) is None
-    assert due(schedule(), 30_000, 60_000) == 60_000
+    assert due_nominals(schedule(), None, 30_500) == [30_000]
+    assert due_nominals(schedule(), 30_000, 30_500) == []
+    assert due_nominals(schedule(), 30_000, 59_999) == []
+    assert due_nominals(schedule(), 30_000, 60_000) == [60_000]
 
 
 def test_a_tick_that_would_have_expired_is_not_due() -> None:
     short = schedule(expires_ms=5_000)
-    assert due(short, None, 34_999) == 30_000
-    assert due(short, None, 35_000) is None
+    assert due_nominals(short, None, 34_999) == [30_000]
+    assert due_nominals(short, None, 35_000) == []
 
 
 def test_an_unsettled_tick_comes_again_with_the_same_id_until_it_would_have_expired() -> None:
@@ -146,4 +155,115 @@ def test_waking_when_told_misses_nothing(interval_ms: int, lates: list[int]) -> 
 @pytest.mark.parametrize(("interval_ms", "expires_ms"), [(0, 1), (1, 0), (-1, 1)])
 def test_a_schedule_of_no_length_is_refused(interval_ms: int, expires_ms: int) -> None:
     with pytest.raises(ValueError, match="at least one millisecond"):
-        Schedule("s", "t", "q", interval_ms, expires_ms)
+        Schedule("s", "t", "q", Interval(interval_ms), expires_ms)
+
+
+# ---------------------------------------------------------------------------------------------- what was missed
+
+
+@pytest.mark.parametrize(
+    ("misfire", "chosen", "missed"),
+    [
+        (Misfire.SKIP, [], 20),
+        (Misfire.ONCE, [600_000], 19),
+        (Misfire.ALL, [540_000, 570_000, 600_000], 17),
+    ],
+)
+def test_twenty_missed_ticks(misfire: Misfire, chosen: list[int], missed: int) -> None:
+    found = due(schedule(misfire, misfire_max=3), 0, 607_000)
+    assert (nominals(list(found.ticks)), found.missed, found.done_ms) == (chosen, missed, 600_000)
+
+
+def test_all_are_made_up_for_in_their_order_and_only_as_long_as_they_are_of_use() -> None:
+    old = schedule(Misfire.ALL, misfire_max=1000, expires_ms=100_000)
+    found = due(old, 0, 607_000)
+    assert nominals(list(found.ticks)) == [510_000, 540_000, 570_000, 600_000]
+    assert found.missed == 16
+
+
+def test_of_a_schedule_that_is_new_nothing_was_missed() -> None:
+    assert due(schedule(), None, DAY_2025).missed == 0
+
+
+def test_what_is_given_up_while_it_waits_was_missed() -> None:
+    ticker = Ticker([schedule()])
+    (tick,) = ticker.ready(0)
+    ticker.put_off(tick, 1 << 50)
+    assert nominals(ticker.ready(30_000)) == [30_000]
+    assert (ticker.take_missed("check"), ticker.take_missed("check")) == (1, 0)
+
+
+def test_a_year_of_missed_ticks_is_counted_without_looking_at_each() -> None:
+    found = due(schedule(Misfire.ALL, interval_ms=1), 0, 365 * 86_400_000)
+    assert (len(found.ticks), found.missed) == (100, COUNTED_MAX - 100)
+
+
+@given(
+    st.sampled_from(Misfire),
+    st.integers(1, 50),
+    st.lists(st.integers(0, 400), min_size=1, max_size=20),
+)
+def test_every_tick_becomes_a_job_or_is_counted_as_missed(misfire: Misfire, most: int, sleeps: list[int]) -> None:
+    ticker = Ticker([schedule(misfire, interval_ms=10, misfire_max=most)])
+    ticker.adopt("check", 0)
+    now_ms, jobs, missed = 0, 0, 0
+    for sleep_ms in sleeps:
+        now_ms += sleep_ms
+        for tick in ticker.ready(now_ms):
+            ticker.settled(tick)
+            jobs += 1
+        missed += ticker.take_missed("check")
+    assert jobs + missed == now_ms // 10
+
+
+# ---------------------------------------------------------------------------------------------- others, pauses, jitter
+
+
+def test_what_another_scheduler_has_dealt_with_is_not_done_again() -> None:
+    ticker = Ticker([schedule()])
+    ticker.put_off(ticker.ready(30_000)[0], 0)
+    ticker.adopt("check", 60_000)
+    assert ticker.ready(60_001) == []
+    assert ticker.take_missed("check") == 0
+    ticker.adopt("check", 30_000)
+    assert ticker.done_ms("check") == 60_000
+
+
+def test_ticks_of_a_pause_pass_without_being_missed() -> None:
+    ticker = Ticker([schedule()])
+    ticker.adopt("check", 0)
+    assert ticker.ready(300_000, paused=["check"]) == []
+    assert nominals(ticker.ready(330_000)) == [330_000]
+    assert ticker.take_missed("check") == 0
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**7), st.integers(0, 1 << 50))
+def test_jitter_is_the_same_everywhere_and_never_reaches_the_next_tick(
+    interval_ms: int, jitter_ms: int, now_ms: int
+) -> None:
+    one, two = (schedule(interval_ms=interval_ms, jitter_ms=jitter_ms) for _ in range(2))
+    nominal = one.rule.newest(now_ms)
+    assert nominal is not None
+    assert one.due_at_ms(nominal) == two.due_at_ms(nominal)
+    assert nominal <= one.due_at_ms(nominal) < nominal + min(interval_ms, jitter_ms)
+    newest = newest_due(one, now_ms)
+    assert newest is not None
+    assert one.due_at_ms(newest) <= now_ms or newest < 0
+    assert newest in (nominal, nominal - interval_ms)
+
+
+def test_jitter_spreads() -> None:
+    one = schedule(jitter_ms=10_000)
+    late = {one.due_at_ms(n * EVERY_30_S) - n * EVERY_30_S for n in range(100)}
+    assert len(late) > 80
+    assert max(late) - min(late) > 5_000
+
+
+def test_with_jitter_it_wakes_when_the_tick_is_due() -> None:
+    one = schedule(jitter_ms=10_000)
+    ticker = Ticker([one])
+    ticker.adopt("check", 0)
+    due_ms = one.due_at_ms(EVERY_30_S)
+    assert ticker.next_wake_ms(1) == due_ms
+    assert ticker.ready(due_ms - 1) == []
+    assert nominals(ticker.ready(due_ms)) == [EVERY_30_S]

@@ -83,9 +83,9 @@ const WORKERS = [
   ["Up", (w) => seconds(w.connected_s), "number"], ["Version", (w) => w.software],
 ];
 const SCHEDULES = [
-  ["Schedule", (s) => element("b", s.name)], ["Task", (s) => shortName(s.task)], ["Queue", (s) => s.queue], ["Every", (s) => seconds(s.every_s), "number"],
+  ["Schedule", (s) => element("b", s.name)], ["Task", (s) => shortName(s.task)], ["Queue", (s) => s.queue], ["When", (s) => (s.paused ? row(s.rule, badge("paused")) : s.rule)],
   ["Next", (s) => clock(s.next_at)], ["Last", (s) => (s.last ? row(clock(s.last.nominal_at), badge(s.last.state)) : "not yet")],
-  ["Late", (s) => (s.last ? seconds(s.last.late_s) : ""), "number"],
+  ["Late", (s) => (s.last ? seconds(s.last.late_s) : ""), "number"], ["Missed", (s) => s.missed, "number"],
 ];
 const STUDENTS = [
   ["Student", (s) => s.id], ["Name", (s) => s.name], ["Presence", (s) => badge(s.status)], ["Last heard", (s) => clock(s.last_active_at)],

@@ -176,9 +176,9 @@ class AsyncClient:
         """As `Client.registers`."""
         return await self._call(verbs.registers(prefix))
 
-    async def set_register(self, name: str, revision: int, value: bytes) -> RegisterSet:
-        """As `Client.set_register`: only as the revision after the one that is there."""
-        return await self._call(verbs.set_register(name, revision, value))
+    async def set_registers(self, registers: Sequence[Register]) -> list[RegisterSet]:
+        """As `Client.set_registers`: each only as the revision after the one that is there."""
+        return await self._call(verbs.set_registers(registers))
 
     async def jobs(
         self,

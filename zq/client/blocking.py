@@ -166,13 +166,13 @@ class BlockingCalls(ABC):
         """Small values that are kept with the broker, over restarts: those whose names begin with `prefix`, by name."""
         return self._call(verbs.registers(prefix))
 
-    def set_register(self, name: str, revision: int, value: bytes) -> RegisterSet:
-        """Write a register if the one that is there has revision `revision` - 1 (0: was never written). The answer's
-        `done` says whether; its register is what is there now. At most 512 of 1024 bytes.
+    def set_registers(self, registers: Sequence[Register]) -> list[RegisterSet]:
+        """Write each register if the one that is there has the revision before it (0: was never written).
 
-        Needs the role "scheduler" or "admin". Raises Invalid, Unavailable, Refused(FORBIDDEN, BUSY).
+        Of the answers, one each, `done` says whether; `register` is what is there now. At most 512 of 1024 bytes. Needs
+        the role "scheduler" or "admin". Raises Invalid, Unavailable, Refused(FORBIDDEN, BUSY).
         """
-        return self._call(verbs.set_register(name, revision, value))
+        return self._call(verbs.set_registers(registers))
 
     def jobs(
         self,

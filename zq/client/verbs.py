@@ -203,15 +203,16 @@ def registers(prefix: str) -> Call[list[Register]]:
     return Call([messages.AskRegisters(0, 0, prefix)], lambda got: list(_one(got, messages.Registers).registers))
 
 
-def set_register(name: str, revision: int, value: bytes) -> Call[messages.RegisterSet]:
-    if not isinstance(name, str) or not valid_name(name):
-        raise Invalid(f"name is {name!r:.220}; a name is printable characters without blanks")
-    if isinstance(revision, bool) or not isinstance(revision, int) or not 1 <= revision <= 1 << 53:
-        raise Invalid(f"revision is {revision!r:.60}; give the one that was read, plus one")
-    if not isinstance(value, bytes) or len(value) > limits.REGISTER_BYTES_MAX:
-        raise Invalid(f"value is at most {limits.REGISTER_BYTES_MAX} bytes")
-    order = messages.SetRegister(0, 0, name, revision, value)
-    return Call([order], lambda got: _admin(got[0], messages.RegisterSet))
+def set_registers(registers: Sequence[Register]) -> Call[list[messages.RegisterSet]]:
+    for one in registers:
+        if not isinstance(one.name, str) or not valid_name(one.name):
+            raise Invalid(f"name is {one.name!r:.220}; a name is printable characters without blanks")
+        if isinstance(one.revision, bool) or not isinstance(one.revision, int) or not 1 <= one.revision <= 1 << 53:
+            raise Invalid(f"revision is {one.revision!r:.60}; give the one that was read, plus one")
+        if not isinstance(one.value, bytes) or len(one.value) > limits.REGISTER_BYTES_MAX:
+            raise Invalid(f"value is at most {limits.REGISTER_BYTES_MAX} bytes")
+    orders = [messages.SetRegister(0, 0, one.name, one.revision, one.value) for one in registers]
+    return Call(orders, lambda got: [_admin(answer, messages.RegisterSet) for answer in got])
 
 
 def state_of(state: State | str) -> State:
