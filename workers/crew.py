@@ -16,7 +16,7 @@ from zq.protocol.job import JobSpec, Outcome, format_id
 from zq.workers import session_io as io
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
-from zq.workers.slots import Keeper, Slot
+from zq.workers.slots import Keeper, Slot, SlotState
 from zq.workers.sweep import own_marker
 from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
 
@@ -241,11 +241,18 @@ class Crew:
         tokens = [place.attempts.pop().token for _ in seqs]
         return tuple(reversed(tokens))
 
-    def end(self, effect: io.EndSlot) -> None:
+    def end(self, effect: io.EndSlot, now_s: float) -> list[io.Event]:
+        """End the slot's tree. What it has used is measured once more before: afterwards nobody can tell."""
         place = self._by_number.get(effect.slot)
-        if place is not None:
-            place.planned = True
-            place.slot.end(self._section.kill_grace_s, effect.why)
+        if place is None:
+            return []
+        events: list[io.Event] = []
+        if place.attempt is not None and place.slot.state is SlotState.OPEN:
+            _, sample = self._measure(place, place.attempt, now_s)
+            events.append(_sampled(place.attempt, sample, now_s))
+        place.planned = True
+        place.slot.end(self._section.kill_grace_s, effect.why)
+        return events
 
     def answer_hold(self, effect: io.AnswerHold) -> None:
         place = self._by_number.get(effect.slot)
@@ -379,13 +386,8 @@ class Crew:
     # ------------------------------------------------------------------------------------------ the watchdog
 
     def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
-        if attempt.sampler is None:
-            attempt.sampler = TreeSampler(place.slot.pid, attempt.started_s, attempt.cpu_zero_s)
-        sampler, limits = attempt.sampler, attempt.limits
-        if attempt.heard_s:
-            sampler.alive(attempt.heard_s)
-            attempt.heard_s = 0.0
-        attempt.sample = sample = sampler.sample(now_s)
+        sampler, sample = self._measure(place, attempt, now_s)
+        limits = attempt.limits
         events: list[io.Event] = []
         match verdict(sample, limits, now_s):
             case Verdict.SOFT:
@@ -410,6 +412,16 @@ class Crew:
         events.insert(0, _sampled(attempt, sample, now_s))
         place.look_s = attempt.due_s(self._section.sample_s, now_s)
         return events
+
+    def _measure(self, place: _Place, attempt: _Attempt, now_s: float) -> tuple[TreeSampler, Sample]:
+        sampler = attempt.sampler
+        if sampler is None:
+            sampler = attempt.sampler = TreeSampler(place.slot.pid, attempt.started_s, attempt.cpu_zero_s)
+        if attempt.heard_s:
+            sampler.alive(attempt.heard_s)
+            attempt.heard_s = 0.0
+        attempt.sample = sampler.sample(now_s)
+        return sampler, attempt.sample
 
     def _tell_soft(self, place: _Place, attempt: _Attempt, reason: str) -> None:
         """Once: a task that has been told why it should stop is not told again."""

@@ -198,7 +198,7 @@ class Runner:
             case io.TakeBack():
                 return self._crew.take_back(effect)
             case io.EndSlot():
-                self._crew.end(effect)
+                return self._crew.end(effect, time.monotonic())
             case io.AnswerHold():
                 self._crew.answer_hold(effect)
             case io.OpenLink():

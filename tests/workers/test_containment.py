@@ -98,6 +98,19 @@ def test_a_task_that_stopped_itself_gets_its_chance_to_finish_at_the_soft_limit(
     assert job.result(timeout_s=DEADLINE_S) == "finished: over the soft limit of 0.5 s"
 
 
+def test_what_a_job_uses_is_seen_while_it_runs_and_stays_with_its_attempt_however_it_ends(running: System) -> None:
+    job = running.submit("spin_until", str(running.folder), "1", max_retries=0)
+    wait_until(lambda: running.detail(job).job.usage.cpu_ms > 300)
+    live = running.detail(job)
+    assert live.attempts[-1].usage == live.job.usage
+    job.cancel()
+    wait_until(lambda: job.state() is State.CANCELLED)
+    (attempt,) = running.detail(job).attempts
+    assert attempt.usage.cpu_ms >= live.job.usage.cpu_ms
+    assert attempt.usage.peak_rss_bytes > 5 << 20
+    assert attempt.usage.processes == 1
+
+
 # ---------------------------------------------------------------------------------------------- stuck or slow
 
 

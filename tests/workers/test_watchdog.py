@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,16 +156,58 @@ def test_cpu_and_bytes_of_what_ended_between_two_samples_are_kept(driver: Driver
     assert sample.moved_bytes >= 8 * MIB
 
 
-@pytest.mark.skipif(not os.access("/usr/bin/time", os.X_OK), reason="/usr/bin/time is not installed")
-def test_account_agrees_with_time(driver: Driver, tmp_path: Path) -> None:
-    """Within 5 % of `/usr/bin/time -v` on the same program, run by the task."""
-    code = "import time; x = bytearray(100 << 20); x[::9] = b'x' * len(x[::9])\nwhile time.process_time() < 1: pass"
-    log = tmp_path / "time"
-    argv = ["/usr/bin/time", "-f", "%U %S %M", "-o", str(log), PYTHON, "-c", code]
-    usage = driver.result(driver.start("run", argv, {})).usage
-    user_s, system_s, peak_kib = map(float, log.read_text().split())
-    assert usage.cpu_s == pytest.approx(user_s + system_s, rel=0.05)
-    assert usage.peak_rss_bytes == pytest.approx(peak_kib * 1024, rel=0.05)
+LOAD = """
+import os, subprocess, sys, time
+# A large one, many that live for moments, and one that nobody waits for; bytes to the disk and back from it.
+if sys.argv[1] == "child":
+    block = os.urandom(1 << 20)
+    hoard = [bytes(block) for _ in range(int(sys.argv[2]))]
+    until_s = float(sys.argv[3])
+    while time.process_time() < until_s: sum(range(1000))
+    sys.exit()
+for size_mib, cpu_s in [(200, 0.6), *[(1, 0.1)] * 6]:
+    subprocess.run([sys.executable, __file__, "child", str(size_mib), str(cpu_s)], check=True)
+with open(sys.argv[1], "wb") as file:
+    for _ in range(16): file.write(os.urandom(1 << 20))
+    file.flush(); os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+with open(sys.argv[1], "rb") as file:
+    while file.read(1 << 20): pass
+"""
+MEASURE = """
+import json, os, sys
+pid = os.fork()
+if pid == 0: os.execv(sys.argv[2], sys.argv[2:])
+_, status, used = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([status, used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_inblock, used.ru_oublock], file)
+"""
+
+
+def test_account_agrees_with_the_kernels_for_a_known_load(driver: Driver, tmp_path: Path) -> None:
+    """Within 5 % of what wait4(2) says, which is what `/usr/bin/time -v` shows, of the same tree of processes."""
+    idle = driver.run("echo").usage
+    (tmp_path / "load.py").write_text(LOAD)
+    (tmp_path / "measure.py").write_text(MEASURE)
+    log = tmp_path / "used"
+    argv = [PYTHON, str(tmp_path / "measure.py"), str(log), PYTHON, str(tmp_path / "load.py"), str(tmp_path / "data")]
+    sampler = TreeSampler(driver.slot.pid, 0.0)
+    seq = driver.start("run", argv, {})
+    while not log.exists():
+        sampler.sample()
+        driver.events.extend(driver.keeper.receive())
+        time.sleep(0.02)
+    usage = attempt_usage(driver.result(seq).usage, sampler.sample())
+    status, cpu_s, peak_kib, read_blocks, written_blocks = json.loads(log.read_text())
+    assert status == 0
+    assert cpu_s > 1.0
+    assert usage.cpu_ms / 1000 == pytest.approx(cpu_s, rel=0.05)
+    # That is the largest process; with it stand the load's own, the one that measures, and the slot.
+    others = 3 * idle.peak_rss_bytes
+    assert 0.95 * peak_kib * 1024 <= usage.peak_rss_bytes <= 1.05 * peak_kib * 1024 + others
+    assert usage.read_bytes == pytest.approx(512 * read_blocks, rel=0.05, abs=1 << 20)
+    assert usage.write_bytes == pytest.approx(512 * written_blocks, rel=0.05, abs=1 << 20)
+    assert usage.processes >= 4
 
 
 def test_sampler_never_takes_another_process_for_its_own(driver: Driver) -> None:
