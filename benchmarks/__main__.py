@@ -32,13 +32,13 @@ class Progress:
 
 @click.command()
 @click.option("--only", "only", multiple=True, metavar="NAME", help="A system or a part; may be given several times.")
-@click.option("--quick", is_flag=True, help="A tenth of everything, once: to see that it works.")
+@click.option("--quick", is_flag=True, help="A tenth of everything, once, to see that it works.")
 @click.option("--repetitions", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--scale", type=click.FloatRange(0.01, 20), default=1.0, show_default=True, help="Of the job counts.")
 @click.option("--slots", type=click.IntRange(1, 64), default=os.cpu_count() or 1, help="Slots of the second drain.")
-@click.option("--backlog", type=click.IntRange(1000, 20_000_000), default=100_000, show_default=True, metavar="N")
-@click.option("--history", type=click.IntRange(100, 20_000_000), default=100_000, show_default=True, metavar="N")
-@click.option("--sessions", type=click.IntRange(1, 10_000), default=500, show_default=True, help="Idle workers.")
+@click.option("--backlog", type=click.IntRange(1000, 20_000_000), default=10_000_000, show_default=True, metavar="N")
+@click.option("--history", type=click.IntRange(100, 20_000_000), default=1_000_000, show_default=True, metavar="N")
+@click.option("--sessions", type=click.IntRange(1, 10_000), default=2000, show_default=True, help="Idle workers.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "var" / "bench", help="Folder of the record.")
 @click.option("--record", "into_results", is_flag=True, help="Put the tables into benchmarks/RESULTS.md, too.")
 @click.option("--show", type=click.Path(path_type=Path, exists=True), help="Only print the tables of a record.")
@@ -46,7 +46,7 @@ def main(
     only: tuple[str, ...], quick: bool, repetitions: int, scale: float, slots: int, backlog: int, history: int,
     sessions: int, output: Path, into_results: bool, show: Path | None,
 ) -> None:  # fmt: skip
-    """Measure zq, its peers and this machine. About a quarter of an hour; leave the machine alone meanwhile."""
+    """Measure zq, its peers and this machine. About half an hour, and 6 GiB of disk; leave the machine alone."""
     if show is not None:
         click.echo(report.markdown(Record.load(show)))
         return
@@ -55,7 +55,7 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--only") from None
     if quick:
-        repetitions, scale, backlog, history, sessions = 1, scale / 10, backlog // 10, history // 10, sessions // 10
+        repetitions, scale, backlog, history, sessions = 1, scale / 10, backlog // 100, history // 10, sessions // 10
     plan = Plan(contestants, parts, repetitions, scale, slots, backlog, history, max(sessions, 1))
     output.mkdir(parents=True, exist_ok=True)
     record = _measure(plan, output)

@@ -1,4 +1,4 @@
-"""What is measured of zq alone: many clients, an idle broker, long backlogs, long histories."""
+"""What is measured of zq alone: many clients, an idle broker, a long history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from benchmarks.footprint import resting
-from benchmarks.peers.zq_jobs import QUEUE, requests
+from benchmarks.peers.zq_jobs import QUEUE
 from benchmarks.servers import Zq
 from zq.broker.journal import Step
 from zq.broker.lmdb_journal import LmdbJournal
@@ -66,42 +66,6 @@ def idle_broker(folder: Path, seconds: float) -> dict[str, float]:
     try:
         rest = resting([server.process.pid], settle_s=2.0, during_s=seconds)
         return {f"idle_broker_{name}": value for name, value in rest.items()}
-    finally:
-        server.end()
-
-
-# ---------------------------------------------------------------------------------------------- backlog, history
-
-
-def backlog(folder: Path, count: int) -> dict[str, float]:
-    """`count` jobs wait: how fast they come in at the end, what the broker weighs, how soon it is back."""
-    server = Zq(folder)
-    try:
-        with Client(load(server.url, {}), timeout_s=60) as client:
-            part = min(20_000, count)
-            rates: list[float] = []
-            for first in range(0, count, part):
-                jobs = requests(range(first, min(first + part, count)))
-                start_s = time.monotonic()
-                client.submit_many(jobs)
-                rates.append(len(jobs) / (time.monotonic() - start_s))
-            weight = resting([server.process.pid], settle_s=1.0, during_s=1.0)
-        down_s = time.monotonic()
-        server.end()
-        server.start()
-        back_s = time.monotonic() - down_s
-        journal = sum(file.stat().st_size for file in (folder / "var" / "journal").iterdir())
-        after = resting([server.process.pid], settle_s=0.5, during_s=0.5)
-        return {
-            "backlog_jobs": count,
-            "backlog_first_submit_per_s": rates[0],
-            "backlog_last_submit_per_s": rates[-1],
-            "backlog_rss_mib": weight["rss_mib"],
-            "backlog_own_mib": weight["own_mib"],
-            "backlog_restart_s": back_s,
-            "backlog_restarted_own_mib": after["own_mib"],
-            "backlog_journal_mib": journal / 2**20,
-        }
     finally:
         server.end()
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alone, crowd, footprint, limits, servers
+from benchmarks import alone, backlog, crowd, footprint, limits, servers
 from benchmarks.peer_venv import PeerVenv
 from benchmarks.peers import CONTESTANTS, URL_VARIABLE, Contestant
 
@@ -139,7 +139,7 @@ class Runner:
         if "crowd" in plan.parts:
             yield f"{plan.sessions} idle workers", lambda f: crowd.measure(f, plan.sessions, max(3.0, 10 * scale))
         if "backlog" in plan.parts:
-            yield f"a backlog of {plan.backlog:,} jobs", lambda f: alone.backlog(f, plan.backlog)
+            yield f"a backlog of {plan.backlog:,} jobs", lambda f: backlog.measure(f, plan.backlog, plan.slots)
         if "history" in plan.parts:
             yield f"a history of {plan.history:,} jobs", lambda f: alone.history(f, plan.history)
         if "system" in plan.parts:

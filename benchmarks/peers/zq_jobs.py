@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from zq.client.requests import JobRequest
@@ -10,5 +10,6 @@ from zq.client.requests import JobRequest
 QUEUE: Final = "bench"
 
 
-def requests(numbers: Sequence[int]) -> list[JobRequest]:
-    return [JobRequest(task="noop", queue=QUEUE, args=(number,)) for number in numbers]
+def requests(numbers: Sequence[int]) -> Iterator[JobRequest]:
+    """A generator, so that `submit_many` makes them while the broker works on those before."""
+    return (JobRequest(task="noop", queue=QUEUE, args=(number,)) for number in numbers)

@@ -27,7 +27,7 @@ class ZqPeer(Peer):
     setting = "fsync before every receipt and dispatch, acknowledged after the run, slots are processes"
     drain_jobs = 40_000
     bulk_jobs = 60_000
-    bulk = "submit_many"
+    bulk = "submit_many, of a generator"
 
     def __init__(self) -> None:
         self._client = zq.Client(load(url()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evidence, profile, report, servers
+from benchmarks import backlog, evidence, profile, report, servers
 from benchmarks.driver import Turns
 from benchmarks.evidence import Audit, Ran
 from benchmarks.figures import number, percentile
@@ -95,6 +95,17 @@ def test_the_report_says_who_wins_also_when_it_is_a_peer(zq: list[float], huey: 
     assert "- a: broke" in text
 
 
+def test_every_goal_of_a_row_is_judged() -> None:
+    record = _record([170.0], [165.0])
+    record.contestants["huey-always"] = record.contestants.pop("huey")
+    row = next(line for line in report.markdown(record).splitlines() if line.startswith("| one confirmed submit"))
+    assert "≥ 0.8 of the limit (160): met" in row
+    assert "≥ 1 of the best peer that syncs (165): met" in row
+    record.contestants["zq"]["figures"]["confirmed_per_s"] = [159.0]
+    row = next(line for line in report.markdown(record).splitlines() if line.startswith("| one confirmed submit"))
+    assert row.count("**missed**") == 2
+
+
 def test_what_ran_twice_is_told() -> None:
     record = _record([1.0], [1.0])
     record.contestants["huey"]["figures"]["drain_one_twice"] = [0, 3]
@@ -139,6 +150,14 @@ def test_a_started_process_ends_with_its_children(tmp_path: Path) -> None:
     finally:
         started.end()
     wait_until(lambda: not any(_lives(pid) for pid in pids), 5, "the end of both processes")
+
+
+@pytest.mark.long
+def test_a_backlog_is_measured_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "_DISPATCH_S", 0.2)
+    figures = backlog.measure(tmp_path / "backlog", 20_000, 1)
+    assert figures["backlog_jobs"] == 20_000
+    assert all(value > 0 for name, value in figures.items() if not name.endswith("change_percent"))
 
 
 def test_zq_goes_through_the_driver_with_small_counts(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_async_a_cancelled_call_is_forgotten(live_broker: LiveBroker) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.wait(job.id, 60), 0.05)
         assert client._wire is not None
-        assert client._wire._futures == {}
+        assert client._wire._asked == {}
         assert client._wire._connection.session.waiting == 0
 
     run_async(main, live_broker.config)

@@ -306,11 +306,12 @@ class AsyncClient:
         for part, question in verbs.submit_parts(encoded for encoded, _ in batch):
             waiting = list(itertools.islice(futures, len(part)))
             try:
-                answer = self._ask(question, self.timeout_s)
+                wire = self._open_wire()
+                wire.ask_then(question, self.timeout_s, self.timeout_s, functools.partial(_deliver, part, waiting))
             except ZqError as error:
                 _fail(waiting, error)
             else:
-                answer.add_done_callback(functools.partial(_deliver, part, waiting))
+                wire.turn()
 
 
 def _no_wait(outcome: Outcome) -> BrokerMessage:
@@ -319,18 +320,17 @@ def _no_wait(outcome: Outcome) -> BrokerMessage:
 
 
 def _deliver(
-    part: Sequence[Encoded], futures: Sequence[asyncio.Future[Receipt]], answer: asyncio.Future[Outcome]
+    part: Sequence[Encoded], futures: Sequence[asyncio.Future[Receipt]], answer: Outcome | Unavailable
 ) -> None:
-    error = answer.exception()
-    if error is not None:
-        _fail(futures, error)
+    if isinstance(answer, Unavailable):
+        _fail(futures, answer)
         return
-    for future, receipt in zip(futures, verbs.receipts_of(part, _no_wait(answer.result())), strict=True):
+    for future, receipt in zip(futures, verbs.receipts_of(part, answer), strict=True):
         if not future.done():
             future.set_result(receipt)
 
 
-def _fail(futures: Sequence[asyncio.Future[Receipt]], error: BaseException) -> None:
+def _fail(futures: Sequence[asyncio.Future[Receipt]], error: ZqError) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(error)

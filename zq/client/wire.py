@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from zq.client import answers
 from zq.client.connection import Connection
@@ -16,8 +17,15 @@ from zq.protocol import messages
 from zq.protocol.messages import BrokerMessage
 
 Outcome = BrokerMessage | GivenUp
+Deliver = Callable[[Outcome | Unavailable], None]
 OUTCOMES_PER_TURN: Final = 1000
 """After so many answers the loop's other callbacks get their turn."""
+
+
+class _Asked(NamedTuple):
+    question: Question
+    patience_s: float
+    deliver: Deliver
 
 
 class Wire:
@@ -28,7 +36,7 @@ class Wire:
         self._link = link
         self._context = ClientContext(io_threads=1)
         self._connection = Connection(link, self._context, self._watch, self._unwatch)
-        self._futures: dict[int, tuple[Question, float, asyncio.Future[Outcome]]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         """When `_timer` comes, in time.monotonic()."""
@@ -39,38 +47,22 @@ class Wire:
 
         Raises what `ClientSession.ask` raises. A cancelled future is forgotten.
         """
-        now_s = time.monotonic()
-        request = self._connection.ask(question, now_s, now_s + limit_s, patience_s)
         future: asyncio.Future[Outcome] = self.loop.create_future()
-        self._futures[request] = (question, patience_s, future)
+        request = self.ask_then(question, limit_s, patience_s, functools.partial(_resolve, future))
         future.add_done_callback(functools.partial(self._forget_if_cancelled, request))
-        self._turn_soon()
+        if self._turn_due is None:  # one turn for all that is asked in this turn of the loop
+            self._turn_due = self.loop.call_soon(self.turn)
         return future
 
-    def close(self) -> None:
-        for handle in (self._timer, self._turn_due):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._turn_due = None
-        self._connection.close()
-        self._context.term()
-        for _, _, future in self._futures.values():
-            if not future.done():
-                future.set_exception(Unavailable("the client was closed before the broker answered"))
-        self._futures.clear()
+    def ask_then(self, question: Question, limit_s: float, patience_s: float, deliver: Deliver) -> int:
+        """As `ask`, but `deliver` gets the answer or the exception. Call `turn` afterwards."""
+        now_s = time.monotonic()
+        request = self._connection.ask(question, now_s, now_s + limit_s, patience_s)
+        self._asked[request] = _Asked(question, patience_s, deliver)
+        return request
 
-    def _watch(self, fd: int) -> None:
-        self.loop.add_reader(fd, self._turn)
-
-    def _unwatch(self, fd: int) -> None:
-        self.loop.remove_reader(fd)
-
-    def _turn_soon(self) -> None:
-        """One turn for all that is asked in this turn of the loop."""
-        if self._turn_due is None:
-            self._turn_due = self.loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Take what has come. Called by the loop, too."""
         if self._turn_due is not None:
             self._turn_due.cancel()
             self._turn_due = None
@@ -81,30 +73,47 @@ class Wire:
             if not more:
                 break
         else:
-            self._turn_soon()
+            self._turn_due = self.loop.call_soon(self.turn)
         self._set_timer(now_s)
+
+    def close(self) -> None:
+        for handle in (self._timer, self._turn_due):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._turn_due = None
+        self._connection.close()
+        self._context.term()
+        asked, self._asked = self._asked, {}
+        for one in asked.values():
+            one.deliver(Unavailable("the client was closed before the broker answered"))
+
+    def _watch(self, fd: int) -> None:
+        self.loop.add_reader(fd, self.turn)
+
+    def _unwatch(self, fd: int) -> None:
+        self.loop.remove_reader(fd)
 
     def _forget_if_cancelled(self, request: int, future: asyncio.Future[Outcome]) -> None:
         if future.cancelled():
-            self._futures.pop(request, None)
+            self._asked.pop(request, None)
             self._connection.session.forget(request)
 
     def _settle(self) -> None:
         outcomes = self._connection.outcomes
         while outcomes:
             outcome = outcomes.popleft()
-            question, patience_s, future = self._futures.pop(outcome.request, (None, 0.0, None))
-            if future is None or future.done():
+            asked = self._asked.pop(outcome.request, None)
+            if asked is None:
                 continue
             if isinstance(outcome, Answered):
-                future.set_result(outcome.answer)
-            elif outcome.in_contact and isinstance(question, messages.Wait):
-                future.set_result(outcome)
+                asked.deliver(outcome.answer)
+            elif outcome.in_contact and isinstance(asked.question, messages.Wait):
+                asked.deliver(outcome)
             else:
-                future.set_exception(
+                asked.deliver(
                     answers.unavailable(
                         self._link.address,
-                        patience_s,
+                        asked.patience_s,
                         connected=self._connection.connected,
                         with_key=bool(self._link.public_key),
                     )
@@ -122,4 +131,13 @@ class Wire:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._turn()
+        self.turn()
+
+
+def _resolve(future: asyncio.Future[Outcome], outcome: Outcome | Unavailable) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Unavailable):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
