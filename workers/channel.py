@@ -112,6 +112,12 @@ class StillMineAnswer(ToSlot, frozen=True, tag=3):
     held: bool
 
 
+class EndAttempt(ToSlot, frozen=True, tag=4):
+    """Cancel one of the tasks that run at once in a slot; a result must follow, whatever it says."""
+
+    seq: Number
+
+
 class FromSlot(msgspec.Struct, frozen=True, array_like=True):
     pass
 
@@ -131,12 +137,18 @@ class StillMineAsk(FromSlot, frozen=True, tag=13):
     seq: Number
 
 
+class Started(FromSlot, frozen=True, tag=14):
+    """The hooks of the task modules have run: jobs may come. Only sent where there are hooks."""
+
+
 class ToKeeper(msgspec.Struct, frozen=True, array_like=True):
     pass
 
 
 class OpenSlot(ToKeeper, frozen=True, tag=21):
     slot: SlotNumber
+    concurrency: Annotated[int, Meta(ge=1, le=TICKETS_MAX)] = 1
+    """Async tasks that it runs at once."""
 
 
 class EndSlot(ToKeeper, frozen=True, tag=22):
@@ -155,6 +167,8 @@ class Loaded(FromKeeper, frozen=True, tag=31):
 
     tasks: list[Name]
     more: bool
+    hooks: bool = False
+    """Slots have hooks to run: each says `Started` then."""
 
 
 class LoadFailed(FromKeeper, frozen=True, tag=32):
@@ -177,8 +191,8 @@ class SlotEnded(FromKeeper, frozen=True, tag=34):
     stuck: Number = 0
 
 
-ToSlotMessage = Run | SoftLimit | StillMineAnswer
-FromSlotMessage = Finished | Progress | StillMineAsk
+ToSlotMessage = Run | SoftLimit | StillMineAnswer | EndAttempt
+FromSlotMessage = Finished | Progress | StillMineAsk | Started
 ToKeeperMessage = OpenSlot | EndSlot
 FromKeeperMessage = Loaded | LoadFailed | SlotOpened | SlotEnded
 

@@ -6,20 +6,24 @@ import contextlib
 import math
 import os
 import stat
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from zq.context import ProcessLimits, ProcessResult
 from zq.exceptions import LeaseLost, SoftTimeLimitExceeded
 from zq.protocol import limits as bounds
 from zq.workers.channel import Assignment, Progress, StillMineAsk
 from zq.workers.line import Line
-from zq.workers.program import run_program
+from zq.workers.program import run_program, run_program_async
 from zq.workers.sweep import MARKER, SYSTEM_MARK
+
+if TYPE_CHECKING:
+    import asyncio
 
 PROGRESS_INTERVAL_S: Final = 0.2
 _SUFFIX_BYTES_MAX: Final = 32
@@ -36,6 +40,13 @@ class SlotJob:
         self._progress: Progress | None = None
         self._progress_sent_s = -math.inf
         self._failed_program = ""
+        self.soft_passed = ""
+        """Why an async task should stop; empty while it may go on."""
+        self._asking: asyncio.Future[bool] | None = None
+
+    @property
+    def seq(self) -> int:
+        return self._assignment.seq
 
     @property
     def id(self) -> str:
@@ -86,8 +97,9 @@ class SlotJob:
         """See JobContext. Raises each time it is called after the limit."""
         self._refuse_forked("check_soft_limit")
         self._line.raise_if_due()
-        if self._line.soft_reason is not None:
-            raise SoftTimeLimitExceeded(self._line.soft_reason)
+        reason = self.soft_passed or self._line.soft_reason
+        if reason:
+            raise SoftTimeLimitExceeded(reason)
 
     def still_mine(self) -> None:
         """See JobContext."""
@@ -99,7 +111,29 @@ class SlotJob:
             # Not told when we left `reading`: an outer shield, publish's, is still up. This is a safe place for it.
             self.check_soft_limit()
         if not held:
-            raise LeaseLost(f"job {self.id}, attempt {self.attempt}: the broker gave the job to somebody else")
+            raise self._lost()
+
+    def _lost(self) -> LeaseLost:
+        return LeaseLost(f"job {self.id}, attempt {self.attempt}: the broker gave the job to somebody else")
+
+    async def still_mine_async(self) -> None:
+        """See JobContext."""
+        self._refuse_forked("still_mine_async")
+        if self._asking is None:
+            import asyncio
+
+            self._asking = asyncio.get_running_loop().create_future()
+            self._line.send(StillMineAsk(self._assignment.seq))
+        asking = self._asking
+        await _until_done(asking)
+        if not asking.result():
+            raise self._lost()
+
+    def answered(self, held: bool) -> None:
+        """The broker's answer to `still_mine_async` has come."""
+        asking, self._asking = self._asking, None
+        if asking is not None and not asking.done():
+            asking.set_result(held)
 
     def run_process(
         self,
@@ -128,9 +162,36 @@ class SlotJob:
         if result is None:
             self.check_soft_limit()
             raise AssertionError("a program was ended for a soft limit that has not passed")
+        self._note_failure(argv, result)
+        return result
+
+    async def run_process_async(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: ProcessLimits | None = None,
+        on_stdout_line: Callable[[str], None] | None = None,
+        feed_stdin: Sequence[Path] = (),
+    ) -> ProcessResult:
+        """See JobContext. Raises OSError if the program cannot be started."""
+        self._refuse_other_thread("run_process_async")
+        result = await run_program_async(
+            argv,
+            cwd=cwd,
+            env=None if env is None else {**env, **_marker()},
+            limits=limits or ProcessLimits(),
+            on_stdout_line=on_stdout_line,
+            feed_stdin=feed_stdin,
+            kill_grace_s=self._assignment.kill_grace_s,
+        )
+        self._note_failure(argv, result)
+        return result
+
+    def _note_failure(self, argv: Sequence[str], result: ProcessResult) -> None:
         if result.returncode != 0:
             self._failed_program = f"{argv[0]} ended with {result.returncode}\n{result.stderr_tail}"
-        return result
 
     def publish(self, path: Path) -> AbstractContextManager[Path]:
         """See JobContext. The temporary name keeps the suffix of `path`: many programs go by it.
@@ -140,12 +201,34 @@ class SlotJob:
         self._refuse_elsewhere("publish")
         return self._publish(Path(path))
 
-    @contextlib.contextmanager
-    def _publish(self, path: Path) -> Iterator[Path]:
+    def publish_async(self, path: Path) -> AbstractAsyncContextManager[Path]:
+        """See JobContext, and `publish`."""
+        self._refuse_other_thread("publish_async")
+        return self._publish_async(Path(path))
+
+    @contextlib.asynccontextmanager
+    async def _publish_async(self, path: Path) -> AsyncIterator[Path]:
+        import asyncio
+
+        part = self._part_of(path)
+        try:
+            yield part
+            await asyncio.to_thread(_sync_file, part)
+            await self.still_mine_async()
+            os.replace(part, path)
+            await asyncio.to_thread(_sync_folder, path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _part_of(self, path: Path) -> Path:
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= _SUFFIX_BYTES_MAX else ""
-        part = path.with_name(f".zq-{self.id}-{self.attempt}-{os.urandom(4).hex()}.part{suffix}")
         if self.attempt > 1:
             self._remove_earlier_parts(path.parent)
+        return path.with_name(f".zq-{self.id}-{self.attempt}-{os.urandom(4).hex()}.part{suffix}")
+
+    @contextlib.contextmanager
+    def _publish(self, path: Path) -> Iterator[Path]:
+        part = self._part_of(path)
         try:
             yield part
             with self._line.shield():
@@ -168,9 +251,26 @@ class SlotJob:
             raise RuntimeError(f"{what}() was called in a process that the task has forked; call it in the task itself")
 
     def _refuse_elsewhere(self, what: str) -> None:
+        self._refuse_other_thread(what)
+        if _in_event_loop():
+            raise RuntimeError(f"{what}() would hold up the event loop: in an async task it is {what}_async()")
+
+    def _refuse_other_thread(self, what: str) -> None:
         self._refuse_forked(what)
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(f"{what}() was called in another thread; call it in the thread that runs the task")
+
+
+def _in_event_loop() -> bool:
+    loops = sys.modules.get("asyncio")  # who has not loaded it is in none
+    return loops is not None and loops._get_running_loop() is not None
+
+
+async def _until_done(future: asyncio.Future[bool]) -> None:
+    """Also where another waiter of the same future is cancelled."""
+    import asyncio
+
+    await asyncio.wait([future])
 
 
 def _marker() -> dict[str, str]:

@@ -97,9 +97,11 @@ class Keeper:
             _logger.warning("a task module started threads on import; they do not exist in the slots")
         self._own_helpers = {key.pid for key in living_below(self._pid)}
         names = registry.names()
+        hooks = bool(registry.hooks("start") or registry.hooks("stop"))
         step = channel.TASK_NAMES_PER_MESSAGE
         for start in range(0, max(1, len(names)), step):
-            self._say(channel.Loaded(names[start : start + step], more=start + step < len(names)))
+            more = start + step < len(names)
+            self._say(channel.Loaded(names[start : start + step], more=more, hooks=hooks))
         gc.collect()
         gc.freeze()  # the collector would otherwise touch, and so copy, every shared page in each slot
 
@@ -131,8 +133,8 @@ class Keeper:
         if not data:
             self.end_everything()
         match channel.decode(channel.to_keeper, data):
-            case channel.OpenSlot(number):
-                self._fork(number)
+            case channel.OpenSlot(number, concurrency):
+                self._fork(number, concurrency)
             case channel.EndSlot(number, grace_s):
                 self._begin_end(number, grace_s)
 
@@ -142,7 +144,7 @@ class Keeper:
         except (BrokenPipeError, ConnectionResetError):
             self.end_everything()
 
-    def _fork(self, number: int) -> None:
+    def _fork(self, number: int, concurrency: int) -> None:
         ours, theirs = socket.socketpair()
         tickets_out, tickets_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -157,7 +159,7 @@ class Keeper:
             return
         if pid == 0:
             os.close(tickets_in)
-            self._become_slot(ours, theirs, tickets_out)
+            self._become_slot(ours, theirs, tickets_out, concurrency)
         theirs.close()
         # Not reaped yet, so the pid is certainly the child's: nobody else can make this pidfd so safely.
         pidfd = os.pidfd_open(pid)
@@ -169,14 +171,14 @@ class Keeper:
         for fd in (pidfd, tickets_out, tickets_in):
             os.close(fd)
 
-    def _become_slot(self, ours: socket.socket, theirs: socket.socket, tickets: int) -> NoReturn:
+    def _become_slot(self, ours: socket.socket, theirs: socket.socket, tickets: int, concurrency: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             ours.close()
             self._control.close()
             os.close(self._wake_in)
             os.close(self._wake_out)
-            run_slot(theirs, tickets, self._pid)
+            run_slot(theirs, tickets, self._pid, concurrency)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -16,7 +16,8 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
 
 from zq.exceptions import SoftTimeLimitExceeded
 from zq.workers import channel
@@ -25,6 +26,10 @@ from zq.workers.channel import DOORBELL, TICKET
 EXIT_NONSENSE = 70
 """Exit code when the parent's words cannot be understood (EX_SOFTWARE in sysexits(3)): a defect of ours."""
 _READ_BYTES = 256 << 10
+
+
+class Listener(Protocol):
+    def heard(self, message: channel.ToSlotMessage) -> None: ...
 
 
 class Shield:
@@ -63,6 +68,10 @@ class Line:
         self._main_thread = threading.get_ident()
         self._reading = False
         self._rung = False
+        self.listener: Listener | None = None
+        """Who hears what is said to running tasks, instead of the one task that runs."""
+        self.on_close: Callable[[], None] | None = None
+        """Called when the parent closes the channel of an idle slot."""
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -145,7 +154,7 @@ class Line:
 
     def next_job(self) -> channel.Assignment:
         """Wait for the next job. Ends the process when the parent has closed the channel."""
-        while (seq := self._take_ticket()) is None:
+        while (seq := self.take_ticket()) is None:
             ready, _, _ = select.select([self._sock.fileno(), self._tickets], [], [])
             if self._sock.fileno() in ready:
                 self.take()
@@ -158,7 +167,15 @@ class Line:
             select.select([self._sock], [], [])
             self.take()
 
-    def _take_ticket(self) -> int | None:
+    def tickets_fileno(self) -> int:
+        return self._tickets
+
+    def taken_jobs(self) -> Iterator[channel.Assignment]:
+        """The jobs that have come; each may begin when its ticket is there too."""
+        while self._runs:
+            yield self._runs.popleft()
+
+    def take_ticket(self) -> int | None:
         """From here on the job is ours: the parent can no longer take it back."""
         try:
             data = os.read(self._tickets, TICKET.size)
@@ -188,14 +205,22 @@ class Line:
             except ConnectionResetError:
                 data = b""
             if not data:
-                os._exit(0)
+                self._leave()
             try:
                 for body in self._reader.feed(data):
                     self._understand(channel.decode(channel.to_slot, body))
             except channel.ChannelError:
                 os._exit(EXIT_NONSENSE)
 
+    def _leave(self) -> NoReturn:
+        if self._current_seq is None and self.on_close is not None:
+            self.on_close()
+        os._exit(0)
+
     def _understand(self, message: channel.ToSlotMessage) -> None:
+        if self.listener is not None and not isinstance(message, channel.Run):
+            self.listener.heard(message)
+            return
         match message:
             case channel.Run(jobs):
                 self._runs.extend(jobs)

@@ -48,6 +48,13 @@ class Bell(Protocol):
         ...
 
 
+class _Poller(Protocol):
+    """What select.poll and select.epoll have in common."""
+
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+    def unregister(self, fd: int, /) -> None: ...
+
+
 def run_program(
     argv: Sequence[str],
     *,
@@ -64,6 +71,56 @@ def run_program(
     Raises OSError if it cannot be started or a file of `feed_stdin` cannot be read, and whatever `on_stdout_line`
     raises; the program has ended by then.
     """
+    with _start(argv, cwd, env, limits, on_stdout_line, feed_stdin) as running:
+        return running.wait(bell, kill_grace_s)
+
+
+async def run_program_async(
+    argv: Sequence[str],
+    *,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    limits: ProcessLimits,
+    on_stdout_line: Callable[[str], None] | None,
+    feed_stdin: Sequence[Path],
+    kill_grace_s: float,
+) -> ProcessResult:
+    """The same in an event loop, which goes on meanwhile. Whatever ends the waiting, a cancellation or the soft limit,
+    gives the program TERM, after `kill_grace_s` KILL, and is raised when it has ended.
+    """
+    import asyncio
+
+    running = _start(argv, cwd, env, limits, on_stdout_line, feed_stdin)
+    with running, contextlib.closing(select.epoll()) as news:
+        running.register(news)
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(news.fileno(), ready.set)
+        try:
+            interrupted: BaseException | None = None
+            while True:
+                ready.clear()
+                result = running.step({fd for fd, _ in news.poll(0)}, news)
+                if result is not None:
+                    if interrupted is not None:
+                        raise interrupted
+                    return result
+                try:
+                    await asyncio.wait_for(ready.wait(), running.left_s())
+                except TimeoutError:
+                    pass
+                except BaseException as error:
+                    if interrupted is None:
+                        running.terminate(kill_grace_s)
+                    interrupted = interrupted or error
+        finally:
+            loop.remove_reader(news.fileno())
+
+
+def _start(
+    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, limits: ProcessLimits,
+    on_stdout_line: Callable[[str], None] | None, feed_stdin: Sequence[Path],
+) -> _Running:  # fmt: skip
     if isinstance(argv, str | bytes) or not argv:
         raise TypeError("run_process takes a list of arguments, not one text: it never goes through a shell")
     process = subprocess.Popen(
@@ -76,8 +133,7 @@ def run_program(
         env=env,
         preexec_fn=_enter(limits),  # noqa: PLW1509 - see the top of this file
     )
-    with _Running(process, on_stdout_line, feed_stdin) as running:
-        return running.wait(bell, kill_grace_s)
+    return _Running(process, on_stdout_line, feed_stdin)
 
 
 def _enter(limits: ProcessLimits) -> Callable[[], None]:
@@ -150,34 +206,49 @@ class _Running:
 
     def wait(self, bell: Bell, kill_grace_s: float) -> ProcessResult | None:
         poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
         poller.register(bell.fileno(), select.POLLIN)
+        self.register(poller)
+        while True:
+            left_s = self.left_s()
+            ready = {fd for fd, _ in poller.poll(None if left_s is None else int(left_s * 1000) + 1)}
+            if bell.fileno() in ready:
+                bell.take()
+            # Also without news on the channel: a limit that passed just before the program started counts.
+            if bell.soft_limit_due():
+                self.terminate(kill_grace_s)
+            result = self.step(ready, poller)
+            if result is not None:
+                return None if self._kill_at_s is not None else result
+
+    def register(self, poller: _Poller) -> None:
+        poller.register(self._pidfd, select.POLLIN)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 poller.register(pipe.fileno(), select.POLLIN)
         if self._process.stdin is not None:
             poller.register(self._process.stdin.fileno(), select.POLLOUT)
-        while True:
-            ready = {fd for fd, _ in poller.poll(self._timeout_ms())}
-            if bell.fileno() in ready:
-                bell.take()
-            # Also without news on the channel: a limit that passed just before the program started counts.
-            if self._kill_at_s is None and bell.soft_limit_due():
-                self._process.terminate()
-                self._process.send_signal(signal.SIGCONT)
-                self._kill_at_s = time.monotonic() + kill_grace_s
-            if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
-                self._kill()
-            if self._pidfd in ready:
-                return self._end()
-            self._serve_pipes(ready, poller)
 
-    def _timeout_ms(self) -> int | None:
+    def terminate(self, kill_grace_s: float) -> None:
+        """TERM, once; the KILL that may have to follow is given by `step`."""
         if self._kill_at_s is None:
-            return None
-        return max(0, min(100, int((self._kill_at_s - time.monotonic()) * 1000) + 1))
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)
+            self._kill_at_s = time.monotonic() + kill_grace_s
 
-    def _serve_pipes(self, ready: set[int], poller: select.poll) -> None:
+    def left_s(self) -> float | None:
+        """Until `step` has to be called though nothing is ready; None: it need not be."""
+        return None if self._kill_at_s is None else max(0.0, min(0.1, self._kill_at_s - time.monotonic()))
+
+    def step(self, ready: set[int], poller: _Poller) -> ProcessResult | None:
+        """Do what can be done now; the result once the program has ended."""
+        if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
+            self._kill()
+        if self._pidfd in ready:
+            return self._end()
+        self._serve_pipes(ready, poller)
+        return None
+
+    def _serve_pipes(self, ready: set[int], poller: _Poller) -> None:
         for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
             if pipe is not None and not pipe.closed and pipe.fileno() in ready and not take(pipe.fileno()):
                 poller.unregister(pipe.fileno())
@@ -207,7 +278,7 @@ class _Running:
             if key is not None:
                 send_signal(key, signal.SIGKILL)
 
-    def _end(self) -> ProcessResult | None:
+    def _end(self) -> ProcessResult:
         peak_memory_bytes = self._reap()
         for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
             if pipe is not None and not pipe.closed:
@@ -217,8 +288,6 @@ class _Running:
                             break
         if self._lines is not None:
             self._lines.end()
-        if self._kill_at_s is not None:
-            return None
         stderr_tail = self._stderr_tail.decode("utf-8", "replace")
         return ProcessResult(self._process.wait(), stderr_tail, peak_memory_bytes)
 

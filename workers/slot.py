@@ -8,36 +8,38 @@ Between jobs it reads the next from its channel; when an attempt has ended, what
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import logging
-import math
 import os
 import resource
 import signal
 import socket
 import time
-import traceback
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from zq import payload, registry
+from zq import registry
 from zq.context import set_current_job
-from zq.exceptions import LeaseLost, Reject, Retry, SoftTimeLimitExceeded
-from zq.protocol import limits
-from zq.workers.channel import Assignment, AttemptResult, Finished, SlotOutcome, SlotUsage
+from zq.workers.attempt import conclude, end_left_behind, judge, prepare, with_usage
+from zq.workers.channel import Assignment, AttemptResult, Finished, SlotUsage, Started
 from zq.workers.job_context import SlotJob
 from zq.workers.line import Line
-from zq.workers.process import become_subreaper, die_with_parent, living_below, send_signal
+from zq.workers.process import become_subreaper, die_with_parent
 
-_FRAMES_SHOWN: Final = 20
-_SUMMARY_CHARS: Final = 2048
-_ENTRY_CHARS: Final = 1024
-_LEFT_BEHIND_S: Final = 2.0
-_SCANS_PAUSE_S: Final = 0.002
+if TYPE_CHECKING:
+    from zq.workers.task_loop import TaskLoop
+
+EXIT_HOOK_FAILED: Final = 71
 _RESET_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 _logger = logging.getLogger("zq.workers")
 
 
-def run_slot(sock: socket.socket, tickets: int, keeper_pid: int) -> NoReturn:
-    """Be a slot until the parent closes the channel. Called in the child right after the fork."""
+def run_slot(sock: socket.socket, tickets: int, keeper_pid: int, concurrency: int = 1) -> NoReturn:
+    """Be a slot until the parent closes the channel. Called in the child right after the fork.
+
+    With a `concurrency` above one it runs async tasks alone, so many at once.
+    """
     die_with_parent(signal.SIGKILL)
     if os.getppid() != keeper_pid:
         os._exit(0)
@@ -48,12 +50,46 @@ def run_slot(sock: socket.socket, tickets: int, keeper_pid: int) -> NoReturn:
     line = Line(sock, tickets)
     peak = _Peak()
     os.register_at_fork(after_in_child=line.close)
+    _start(line)
+    if concurrency > 1:
+        task_loop(line).serve(concurrency)
     home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     while True:
         # Each result at once, in a batch too: nobody knows how long the next job takes.
         line.send(Finished([_attempt(line.next_job(), line, peak)]))
         with contextlib.suppress(OSError):  # its folder was removed: stay where the task went
             os.fchdir(home_fd)
+
+
+def _start(line: Line) -> None:
+    """Call the hooks of the task modules; the parent waits with jobs until it is told."""
+    starts, stops = registry.hooks("start"), registry.hooks("stop")
+    if stops:
+        line.on_close = lambda: _stop(line)
+    if not (starts or stops):
+        return
+    for hook in starts:
+        try:
+            _run_hook(hook, line)
+        except BaseException:
+            _logger.exception("the on_start hook %s raised; this slot is given up", hook.__qualname__)
+            os._exit(EXIT_HOOK_FAILED)
+    line.send(Started())
+
+
+def _stop(line: Line) -> None:
+    for hook in reversed(registry.hooks("stop")):
+        try:
+            _run_hook(hook, line)
+        except BaseException:
+            _logger.exception("the on_stop hook %s raised", hook.__qualname__)
+
+
+def _run_hook(hook: Callable[[], Any], line: Line) -> None:
+    if inspect.iscoroutinefunction(hook):
+        task_loop(line).call(hook)
+    else:
+        hook()
 
 
 def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
@@ -64,115 +100,38 @@ def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
     try:
         try:
             line.begin(assignment.seq)
-            result = _call(assignment)
+            result = _call(assignment, job, line)
         finally:
             # The limit may come after the task's last line, in ours: it is raised at most once, and caught below.
             line.end()
     except BaseException as error:
-        result = _judge(error, assignment.seq, job)
+        result = judge(error, assignment.seq, job)
     if os.getpid() != slot_pid:
         os._exit(0)  # a fork of the task has returned from the task: it is no slot
     set_current_job(None)
     job.flush_progress()
-    _end_left_behind(assignment)
-    return _with_usage(result, meter.usage())
+    end_left_behind(assignment)
+    return with_usage(result, meter.usage())
 
 
-def _call(assignment: Assignment) -> AttemptResult:
-    task = registry.lookup(assignment.task)
-    if task is None:
-        known = ", ".join(registry.names()[:10]) or "none"
-        return _rejected(
-            assignment.seq,
-            f"this worker has no task '{assignment.task}'; its task modules give: {known}."
-            " List the module that holds it in the queue's `tasks`",
-        )
-    try:
-        positional, keyword = payload.decode_arguments(assignment.arguments)
-    except payload.PayloadError as error:
-        return _rejected(assignment.seq, str(error))
-    value: Any = task.function(*positional, **keyword)
-    try:
-        return AttemptResult(assignment.seq, SlotOutcome.DONE, payload.encode_result(value))
-    except payload.PayloadError as error:
-        # The work was done, and would be done again in vain: the same code would return the same kind of thing.
-        return _rejected(assignment.seq, f"task '{assignment.task}' returned what cannot be kept: {error}")
+def _call(assignment: Assignment, job: SlotJob, line: Line) -> AttemptResult:
+    prepared = prepare(assignment)
+    if isinstance(prepared, AttemptResult):
+        return prepared
+    task, positional, keyword = prepared
+    if task.is_async:
+        value: Any = task_loop(line).run(task.function, job, *positional, **keyword)
+    else:
+        value = task.function(*positional, **keyword)
+    return conclude(assignment, value)
 
 
-def _rejected(seq: int, reason: str) -> AttemptResult:
-    return AttemptResult(seq, SlotOutcome.REJECTED, error=_bounded(reason))
+@functools.cache
+def task_loop(line: Line) -> TaskLoop:
+    """The event loop of this slot, made when the first async task or hook comes: asyncio is 3 MiB."""
+    from zq.workers.task_loop import TaskLoop
 
-
-def _judge(error: BaseException, seq: int, job: SlotJob) -> AttemptResult:
-    """What the exception that ended a task means for its job."""
-    match error:
-        case Reject():
-            return _rejected(seq, str(error) or "the task rejected the job without a reason")
-        case Retry():
-            after_s = error.after_s
-            if not (isinstance(after_s, int | float) and math.isfinite(after_s)):
-                after_s = None
-            wait_s = None if after_s is None else max(0.0, float(after_s))
-            return AttemptResult(seq, SlotOutcome.FAILED, error=_bounded(str(error)), retry_after_s=wait_s)
-        case LeaseLost():
-            return AttemptResult(seq, SlotOutcome.NOT_OURS, error=_bounded(str(error)))
-        case SystemExit():
-            text = f"the task called sys.exit({error.code!r}); a task ends by returning or raising"
-        case SoftTimeLimitExceeded():
-            text = f"{error}\n{_trace(error)}"
-        case _:
-            text = _trace(error)
-    if job.failed_program:
-        text = f"{_bounded(text, limits.ERROR_CHARS_MAX // 2)}\n{job.failed_program}"
-    return AttemptResult(seq, SlotOutcome.FAILED, error=_bounded(text))
-
-
-def _trace(error: BaseException) -> str:
-    """First what it was, then where it came from. An exception of a task may have any `__str__`, a raising one too."""
-    name = type(error).__qualname__
-    try:
-        summary = f"{name}: {error}"
-        lines = traceback.format_exception(error, limit=-_FRAMES_SHOWN)
-    except Exception as second:
-        return f"{name} (its text cannot be shown: {type(second).__qualname__})"
-    # Each entry is cut, for the last one repeats the text, which may be megabytes and would push the frames out.
-    return f"{summary[:_SUMMARY_CHARS]}\n{''.join(line[:_ENTRY_CHARS] for line in lines)}"
-
-
-def _bounded(text: str, chars_max: int = limits.ERROR_CHARS_MAX) -> str:
-    """At most so many characters: the beginning, which says what happened, and the end, which says where."""
-    text = text.encode("utf-8", "replace").decode("utf-8").strip()
-    if len(text) <= chars_max:
-        return text
-    head = min(_SUMMARY_CHARS, chars_max // 4)
-    gap = "\n[…]\n"
-    return text[:head] + gap + text[len(text) - (chars_max - head - len(gap)) :]
-
-
-def _end_left_behind(assignment: Assignment) -> None:
-    """Reap what has ended below this slot and end what has not: a job's processes end with the job."""
-    until_s = time.monotonic() + _LEFT_BEHIND_S
-    ended = 0
-    while _has_children_after_reaping() and time.monotonic() < until_s:
-        for key in living_below(os.getpid()):
-            ended += send_signal(key, signal.SIGKILL)
-        time.sleep(_SCANS_PAUSE_S)
-    if ended:
-        _logger.warning(
-            "job %s: task %s left %d processes running; they were ended",
-            assignment.job_id,
-            assignment.task,
-            ended,
-        )
-
-
-def _has_children_after_reaping() -> bool:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0] != 0:
-            pass
-    except ChildProcessError:
-        return False
-    return True
+    return TaskLoop(line)
 
 
 class _Peak:
@@ -214,7 +173,3 @@ class _Meter:
             512 * (own.ru_oublock - own_before.ru_oublock + below.ru_oublock - below_before.ru_oublock),
             time.monotonic() - self._started_s,
         )
-
-
-def _with_usage(result: AttemptResult, usage: SlotUsage) -> AttemptResult:
-    return AttemptResult(result.seq, result.outcome, result.result, result.error, result.retry_after_s, usage)

@@ -117,8 +117,10 @@ Event = Ready | LoadFailed | Opened | Finished | Progressed | StillMineAsked | E
 class Slot:
     """One slot. Made by `Keeper.open_slot`; usable from its Opened event on."""
 
-    def __init__(self, keeper: Keeper, number: int) -> None:
+    def __init__(self, keeper: Keeper, number: int, concurrency: int = 1) -> None:
         self.number = number
+        self.concurrency = concurrency
+        """Async tasks that it runs at once; results then come in any order."""
         self.state = SlotState.OPENING
         self.pid = 0
         self.jobs_done = 0
@@ -184,13 +186,19 @@ class Slot:
             self._outbox += channel.frame(channel.StillMineAnswer(seq, held))
             self.flush()
 
-    def soft_limit(self, reason: str) -> None:
+    def soft_limit(self, reason: str, seq: int | None = None) -> None:
         """Raise SoftTimeLimitExceeded(reason) in the running task; a program that it runs gets TERM first. A task that
         has stopped itself goes on: it could not act on it otherwise.
         """
         if self.state is SlotState.OPEN and self._assigned:
-            self._outbox += channel.frame(channel.SoftLimit(self._assigned[0], reason))
+            self._outbox += channel.frame(channel.SoftLimit(self._assigned[0] if seq is None else seq, reason))
             self._ring_after_flush = True
+            self.flush()
+
+    def end_attempt(self, seq: int) -> None:
+        """Cancel one of several tasks that run at once. Its result follows, if the task lets itself be cancelled."""
+        if self.state is SlotState.OPEN:
+            self._outbox += channel.frame(channel.EndAttempt(seq))
             self.flush()
 
     def retire(self) -> None:
@@ -274,15 +282,23 @@ class Slot:
         match message:
             case channel.Finished(results):
                 for result in results:
-                    if not self._assigned or self._assigned[0] != result.seq:
-                        raise channel.ChannelError(f"a result for attempt {result.seq}, which is not its turn")
-                    self._assigned.popleft()
-                    self.jobs_done += 1
+                    self._answered(result.seq)
                 return Finished(self, tuple(results))
             case channel.Progress():
                 return Progressed(self, message)
             case channel.StillMineAsk(seq):
                 return StillMineAsked(self, seq)
+            case channel.Started():
+                return Opened(self)
+
+    def _answered(self, seq: int) -> None:
+        if self._assigned and self._assigned[0] == seq:
+            self._assigned.popleft()
+        elif self.concurrency > 1 and seq in self._assigned:
+            self._assigned.remove(seq)
+        else:
+            raise channel.ChannelError(f"a result for attempt {seq}, which is not its turn")
+        self.jobs_done += 1
 
     def _hang_up(self) -> None:
         """Its channel has ended: it has died, or closed it, and is of no more use."""
@@ -343,6 +359,7 @@ class Keeper:
         self._slots: dict[int, Slot] = {}
         self._next_number = 1
         self._tasks: list[str] = []
+        self._hooks = False
         self._commands: deque[bytes] = deque()
         """At most two for each slot."""
         self._ended = False
@@ -376,12 +393,14 @@ class Keeper:
         """Readable when `receive()` has something to do. It may be polled by another poller."""
         return self._epoll.fileno()
 
-    def open_slot(self) -> Slot:
-        """Ask for one more slot; Opened follows, or Ended if no process could be made. May be called before Ready."""
-        slot = Slot(self, self._next_number)
+    def open_slot(self, concurrency: int = 1) -> Slot:
+        """Ask for one more slot; Opened follows when its hooks have run, or Ended if no process could be made. May be
+        called before Ready.
+        """
+        slot = Slot(self, self._next_number, concurrency)
         self._next_number += 1
         self._slots[slot.number] = slot
-        self.tell(channel.OpenSlot(slot.number))
+        self.tell(channel.OpenSlot(slot.number, concurrency))
         return slot
 
     def receive(self) -> list[Event]:
@@ -463,8 +482,9 @@ class Keeper:
 
     def _understand(self, message: channel.FromKeeperMessage, fds: list[int]) -> list[Event]:
         match message:
-            case channel.Loaded(tasks, more):
+            case channel.Loaded(tasks, more, hooks):
                 self._tasks.extend(tasks)
+                self._hooks = hooks
                 return [] if more else [Ready(tuple(self._tasks))]
             case channel.LoadFailed(error):
                 return [LoadFailed(error)]
@@ -472,7 +492,7 @@ class Keeper:
                 slot = self._slots[number]
                 slot.opened(pid, fds)
                 self._epoll.register(slot.fileno(), select.EPOLLIN)
-                return [Opened(slot)] if slot.state is SlotState.OPEN else []
+                return [Opened(slot)] if slot.state is SlotState.OPEN and not self._hooks else []
             case channel.SlotEnded(number, status, stuck):
                 return self._slots.pop(number).ended(status, stuck)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+Hook = TypeVar("Hook", bound=Callable[[], Any])
 
 _ANY_LIMITS = WorkerSection(time_limit_s=31_536_000)
 """For a check before the configuration is read: a soft limit alone may fit the time limit that stands there."""
@@ -160,6 +161,53 @@ class App:
             return task
 
         return decorate
+
+
+    def command(
+        self,
+        argv: Sequence[str],
+        *,
+        queue: str,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        ok_codes: Sequence[int] = (0,),
+        reject_codes: Sequence[int] = (),
+        progress: str | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[P, Any]], Task[P, dict[str, Any]]]:
+        """Make a task that runs a program; the function below it gives name and parameters, its body is not used.
+
+        `{name}` in `argv` and `cwd` stands for a parameter. Each value stays one argument, no shell sees it, and one
+        that begins with a dash is rejected unless a `--` stands before it; a list in an argument of its own becomes
+        several, None none. `env` is the program's whole environment. An exit code in `ok_codes` is success, one in
+        `reject_codes` sends the job to the dead letters at once, any other fails the attempt, with the end of standard
+        error in its text. `progress`, a regular expression with a group `done` (and `total`, `message`), is looked for
+        in each line of standard output. The result is `{"exit_code": …, "output": …}`, the last 8192 characters.
+        Further options are those of `task`. Raises Invalid for a template that does not fit the parameters.
+        """
+
+        def decorate(function: Callable[P, Any]) -> Task[P, dict[str, Any]]:
+            from zq.command import Command
+
+            run: Callable[P, dict[str, Any]] = Command(
+                function, argv, cwd=cwd, env=env, ok_codes=ok_codes, reject_codes=reject_codes, progress=progress
+            )
+            return self.task(queue=queue, **options)(run)
+
+        return decorate
+
+    def on_start(self, function: Hook) -> Hook:
+        """Call this in every slot process of a worker before its first job: to open pools and clients.
+
+        Plain or `async def`. A slot whose hook raises, or takes longer than a minute, is ended and another one started.
+        """
+        registry.register_hook("start", function)
+        return function
+
+    def on_stop(self, function: Hook) -> Hook:
+        """Call this in a slot process that ends in order (recycled, drained), not in one that is killed."""
+        registry.register_hook("stop", function)
+        return function
 
 
 class Task(Generic[P, R]):

@@ -6,11 +6,11 @@ The worker's slot implements `JobContext`; `zq.testing` implements it in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,40 @@ class JobContext(Protocol):
         ...
 
 
+class AsyncJobContext(JobContext, Protocol):
+    """The same with what async tasks await; the plain forms would hold up their event loop, and are refused there."""
+
+    async def still_mine_async(self) -> None:
+        """`still_mine` for async tasks, as the other `…_async` methods are for theirs, which would hold up the loop."""
+        ...
+
+    async def run_process_async(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: ProcessLimits | None = None,
+        on_stdout_line: Callable[[str], None] | None = None,
+        feed_stdin: Sequence[Path] = (),
+    ) -> ProcessResult:
+        """`run_process` for async tasks. A cancellation, too, ends the program before it is raised here."""
+        ...
+
+    def publish_async(self, path: Path) -> AbstractAsyncContextManager[Path]:
+        """`publish` for async tasks."""
+        ...
+
+
 _current: ContextVar[JobContext | None] = ContextVar("zq_current_job", default=None)
 
 
-def current_job() -> JobContext:
+def current_job() -> AsyncJobContext:
     """The job this code is running for. Raises RuntimeError outside of a task."""
     job = _current.get()
     if job is None:
         raise RuntimeError("zq.current_job() was called outside of a task")
-    return job
+    return cast(AsyncJobContext, job)
 
 
 def set_current_job(job: JobContext | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ class RegisteredTask:
     function: Callable[..., Any]
     options: object = None
     """What `App.task` was given; opaque here."""
+    is_async: bool = False
 
 
 _tasks: dict[str, RegisteredTask] = {}
@@ -39,7 +41,7 @@ def register(name: str, function: Callable[..., Any], options: object = None) ->
             f"task name '{name}' is used by {_origin(known.function)} and by {_origin(function)};"
             " give one of them another name"
         )
-    task = RegisteredTask(name, function, options)
+    task = RegisteredTask(name, function, options, inspect.iscoroutinefunction(function))
     _tasks[name] = task
     return task
 
@@ -55,3 +57,18 @@ def lookup(name: str) -> RegisteredTask | None:
 
 def names() -> list[str]:
     return sorted(_tasks)
+
+
+_hooks: dict[str, dict[str, Callable[[], Any]]] = {"start": {}, "stop": {}}
+
+
+def register_hook(moment: str, function: Callable[[], Any]) -> None:
+    """Call `function` when a slot process starts ("start") or ends in order ("stop"). A module that is imported again
+    replaces its own.
+    """
+    _hooks[moment][_origin(function)] = function
+
+
+def hooks(moment: str) -> list[Callable[[], Any]]:
+    """In the order in which they were registered."""
+    return list(_hooks[moment].values())
