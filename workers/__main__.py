@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -30,16 +30,28 @@ _QUEUES_MAX = 64
     "--slots", type=click.IntRange(1, SLOTS_MAX), multiple=True, metavar="N",
     help="Jobs run at once, one --slots for each --queue in the same order (default: from the configuration, or 1).",
 )  # fmt: skip
+@click.option(
+    "--concurrency", type=click.IntRange(1, 512), multiple=True, metavar="N",
+    help="Async tasks that each slot runs at once, one for each --queue in the same order (default: configured, or 1).",
+)
 @click.option("--tasks", "modules", multiple=True, metavar="MODULE", help="Module that holds tasks; also several.")
 @click.option(
     "--tag", "tags", multiple=True, metavar="K=V",
     help="What this worker has, such as disk=a or gpu, for jobs that require it; adds to worker.tags. Repeatable.",
 )
+@click.option(
+    "--max-tasks-per-slot", type=click.IntRange(0), metavar="N", help="Replace a slot after N jobs; 0: never."
+)
+@click.option(
+    "--max-memory-per-slot", type=click.IntRange(0), metavar="MIB",
+    help="Replace a slot that is larger than this after a job; 0: never.",
+)
 @click.option("--broker", metavar="URL", help="Address of the broker, such as tcp://HOST:5570.")
 @click.option("--name", default="", metavar="NAME", help="Name of this worker (default: HOST:QUEUES:1, …:2, …).")
 @click.option("--config", "config_path", metavar="PATH", help="Configuration file (default: ZQ_CONFIG or ./zq.toml).")
 def command(
-    queues: tuple[str, ...], slots: tuple[int, ...], modules: tuple[str, ...], tags: tuple[str, ...],
+    queues: tuple[str, ...], slots: tuple[int, ...], concurrency: tuple[int, ...], modules: tuple[str, ...],
+    tags: tuple[str, ...], max_tasks_per_slot: int | None, max_memory_per_slot: int | None,
     broker: str | None, name: str, config_path: str | None,
 ) -> None:  # fmt: skip
     """Run the tasks of the named queues.
@@ -53,11 +65,12 @@ def command(
     try:
         config = _configured(load(config_path), broker)
         slots_of = choose_slots(config, queues, slots)
+        at_once = choose_concurrency(config, slots_of, concurrency)
         chosen = choose_modules(config, queues, modules)
-        config = with_tags(config, tags)
+        config = with_recycling(with_tags(config, tags), max_tasks_per_slot, max_memory_per_slot)
         configure(config.log.level, config.log.json)
         with take_name(config.data_path, list(slots_of), name) as identity:
-            code = Runner(config, identity, slots_of, chosen).run()
+            code = Runner(config, identity, slots_of, chosen, at_once).run()
     except (ConfigError, NameRefused) as error:
         click.echo(f"zq worker: {error}", err=True)
         sys.exit(EXIT_CONFIG)
@@ -95,6 +108,24 @@ def choose_slots(config: Config, queues: Sequence[str], slots: Sequence[int]) ->
     if sum(chosen.values()) > SLOTS_MAX:
         raise click.UsageError(f"{sum(chosen.values())} slots; one worker has at most {SLOTS_MAX}: start several")
     return chosen
+
+
+def choose_concurrency(config: Config, slots: Mapping[str, int], given: Sequence[int]) -> dict[str, int]:
+    """queue → async tasks at once in each of its slots. Raises click.UsageError where that is too much."""
+    if given and len(given) != len(slots):
+        raise click.UsageError(f"{len(slots)} --queue but {len(given)} --concurrency: one for each, in order, or none")
+    configured = [config.queues[queue].concurrency if queue in config.queues else 1 for queue in slots]
+    chosen = dict(zip(slots, given or configured, strict=True))
+    jobs = sum(count * chosen[queue] for queue, count in slots.items())
+    if jobs > SLOTS_MAX:
+        raise click.UsageError(f"{jobs} jobs at once; one worker has at most {SLOTS_MAX}: start several")
+    return chosen
+
+
+def with_recycling(config: Config, max_tasks: int | None, max_memory_mib: int | None) -> Config:
+    given = {"max_tasks_per_slot": max_tasks, "max_memory_per_slot_mib": max_memory_mib}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, **changes))
 
 
 def _configured_slots(config: Config, queues: Sequence[str]) -> Iterator[tuple[str, int]]:

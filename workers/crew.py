@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from zq.config import WorkerSection
-from zq.protocol.job import JobSpec, Outcome, format_id
+from zq.protocol.job import JobSpec, format_id
 from zq.workers import session_io as io
 from zq.workers import slots
-from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
+from zq.workers.channel import Assignment, AttemptResult
+from zq.workers.lanes import Lanes
+from zq.workers.process import resident_bytes
+from zq.workers.reports import reported
 from zq.workers.slots import Keeper, Slot, SlotState
 from zq.workers.sweep import own_marker
 from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
@@ -24,14 +27,15 @@ RETRY_S: Final = 1.0
 """Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
 RETRY_S_MAX: Final = 30.0
 _USEFUL_S: Final = 10.0
+START_S_MAX: Final = 60.0
+"""What the on_start hooks of a slot may take."""
+STOP_S_MAX: Final = 5.0
+"""What the on_stop hooks may take when the worker leaves."""
+_WEIGH_S: Final = 1.0
+"""Between looks at how large a slot has grown."""
+_OF_SLOTS: Final = (slots.Opened, slots.Finished, slots.Progressed, slots.StillMineAsked, slots.Ended)
 LARGE_SAMPLE_S: Final = 0.1
 """A tree that has half of the memory it may have is looked at so often: memory goes fast."""
-_OUTCOMES: Final[Mapping[SlotOutcome, Outcome | None]] = {
-    SlotOutcome.DONE: Outcome.DONE,
-    SlotOutcome.FAILED: Outcome.FAILED,
-    SlotOutcome.REJECTED: Outcome.REJECTED,
-    SlotOutcome.NOT_OURS: None,
-}
 _logger = logging.getLogger("zq.workers")
 
 
@@ -92,6 +96,8 @@ class _Place:
         self.opened = False
         self.planned = False
         """Whether its end was our wish."""
+        self.closing = False
+        """It gets no more jobs, and is retired after those that it has."""
         self.replaced = False
         """Whether the slot in its place has been asked for."""
 
@@ -102,14 +108,20 @@ class _Place:
 
 class Crew:
     def __init__(
-        self, instance: str, queues: Mapping[str, int], modules: Sequence[str], section: WorkerSection, now_s: float
-    ) -> None:
-        """Start the keeper; `tasks` is known, and slots can open, when `receive` has seen the modules loaded."""
+        self, instance: str, queues: Mapping[str, int], modules: Sequence[str], section: WorkerSection, now_s: float,
+        concurrency: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """`concurrency`: of queues whose slots run several async tasks at once.
+
+        Starts the keeper; `tasks` is known, and slots can open, when `receive` has seen the modules loaded."""
         self._instance = instance
         self._queues = dict(queues)
         self._modules = tuple(modules)
         self._section = section
         self._memory_bytes = section.memory_limit_mib << 20
+        self._concurrency = dict(concurrency or {})
+        self._lanes: dict[Slot, Lanes] = {}
+        self._lanes_of: dict[int, Lanes] = {}
         self._places: dict[Slot, _Place] = {}
         self._by_number: dict[int, _Place] = {}
         self._unsent: list[_Place] = []
@@ -153,24 +165,38 @@ class Crew:
         for place in self._places.values():
             if place.attempt is not None and now_s >= place.look_s:
                 events += self._judge(place, place.attempt, now_s)
+        for lanes in self._lanes.values():
+            events += lanes.look(now_s)
+        events += self._end_late_starters(now_s)
         return events
+
+    def _end_late_starters(self, now_s: float) -> list[io.Event]:
+        """Slots whose hooks do not come to an end."""
+        waiting: list[_Place | Lanes] = [*self._places.values(), *self._lanes.values()]
+        for waits in waiting:
+            if not waits.opened and waits.slot.pid and now_s >= waits.asked_s + START_S_MAX:
+                waits.slot.end(0.0, f"its on_start hooks took more than {START_S_MAX:g} s")
+        return []
 
     def wake_s(self) -> float:
         """When `look` has something to do."""
         times = [place.look_s for place in self._places.values() if place.attempt is not None]
+        times += [lanes.wake_s() for lanes in self._lanes.values()]
+        waiting: list[_Place | Lanes] = [*self._places.values(), *self._lanes.values()]
+        times += [waits.asked_s + START_S_MAX for waits in waiting if not waits.opened and waits.slot.end_by_s is None]
         if self._keeper is None:
             times.append(self._keeper_s)
         elif self.tasks is not None:
             times += [due_s for due_s, _ in self._missing]
         # A keeper that is late with the end of a tree is noticed in `receive`: see that it is called.
-        if any(place.slot.end_by_s is not None for place in self._places.values()):
-            times.append(min(place.slot.end_by_s for place in self._places.values() if place.slot.end_by_s is not None))
+        times += [waits.slot.end_by_s for waits in waiting if waits.slot.end_by_s is not None]
         return min(times, default=float("inf"))
 
     def close(self) -> None:
-        """End the keeper and all below it, and wait for that (a few seconds at most)."""
+        """End the keeper and all below it, and wait for that (a few seconds at most). Slots with hooks end in order."""
         self._closing = True
         if self._keeper is not None:
+            self._keeper.retire_all(STOP_S_MAX)
             self._keeper.close()
             self._keeper = None
 
@@ -179,24 +205,28 @@ class Crew:
     def start(self, effect: io.StartJob, now_s: float) -> io.NotStarted | None:
         """Give the job to its slot, with the next `flush`."""
         place = self._by_number.get(effect.slot)
-        if place is None:
+        lanes = self._lanes_of.get(effect.slot) if place is None else None
+        if place is None and lanes is None:
             return io.NotStarted(effect.token)
         spec = effect.spec
         self._seqs += 1
+        assignment = Assignment(
+            seq=self._seqs,
+            job_id=format_id(spec.id),
+            attempt=effect.attempt,
+            task=spec.task,
+            queue=spec.queue,
+            arguments=spec.arguments,
+            soft_limit_s=spec.soft_limit_ms / 1000,
+            kill_grace_s=self._section.kill_grace_s,
+        )
+        if place is None:
+            assert lanes is not None
+            taken = lanes.start(effect.slot, effect.token, assignment, self._limits(spec), now_s)
+            return None if taken else io.NotStarted(effect.token)
         if not place.unsent:
             self._unsent.append(place)
-        place.unsent.append(
-            Assignment(
-                seq=self._seqs,
-                job_id=format_id(spec.id),
-                attempt=effect.attempt,
-                task=spec.task,
-                queue=spec.queue,
-                arguments=spec.arguments,
-                soft_limit_s=spec.soft_limit_ms / 1000,
-                kill_grace_s=self._section.kill_grace_s,
-            )
-        )
+        place.unsent.append(assignment)
         attempt = _Attempt(effect.token, self._seqs, self._limits(spec))
         place.attempts.append(attempt)
         if len(place.attempts) == 1:
@@ -245,6 +275,8 @@ class Crew:
         """End the slot's tree. What it has used is measured once more before: afterwards nobody can tell."""
         place = self._by_number.get(effect.slot)
         if place is None:
+            if (lanes := self._lanes_of.get(effect.slot)) is not None:
+                lanes.end(effect.slot, effect.why, now_s)
             return []
         events: list[io.Event] = []
         if place.attempt is not None and place.slot.state is SlotState.OPEN:
@@ -258,6 +290,8 @@ class Crew:
         place = self._by_number.get(effect.slot)
         if place is not None and place.attempt is not None and place.attempt.token == effect.token:
             place.slot.answer_still_mine(place.attempt.seq, effect.held)
+        elif (lanes := self._lanes_of.get(effect.slot)) is not None:
+            lanes.answer_hold(effect.slot, effect.token, effect.held)
 
     # ------------------------------------------------------------------------------------------ keeper and slots
 
@@ -271,12 +305,22 @@ class Crew:
 
     def _open(self, queue: str, now_s: float) -> None:
         assert self._keeper is not None
-        self._numbers += 1
-        place = _Place(self._numbers, queue, self._keeper.open_slot(), now_s)
+        at_once = self._concurrency.get(queue, 1)
+        if at_once > 1:
+            slot = self._keeper.open_slot(at_once)
+            self._lanes[slot] = Lanes(slot, queue, self._section, now_s, self._next_number)
+            return
+        place = _Place(self._next_number(), queue, self._keeper.open_slot(), now_s)
         self._places[place.slot] = place
         self._by_number[place.number] = place
 
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
     def _take(self, event: slots.Event, now_s: float) -> list[io.Event]:
+        if self._lanes and isinstance(event, _OF_SLOTS) and event.slot in self._lanes:
+            return self._take_of_lanes(event, self._lanes[event.slot], now_s)
         match event:
             case slots.Ready(tasks):
                 if not tasks:
@@ -307,6 +351,36 @@ class Crew:
                 self._keeper_ended(status, strays, now_s)
                 return []
 
+    def _take_of_lanes(self, event: slots.Event, lanes: Lanes, now_s: float) -> list[io.Event]:
+        before = lanes.numbers
+        events: list[io.Event] = []
+        match event:
+            case slots.Opened():
+                events = lanes.open()
+            case slots.Finished(slot, results):
+                events = lanes.finished(results)
+                if not lanes.replaced and self._is_used_up(slot, now_s):
+                    events = [*lanes.close(), *events]
+                    self._missing.append((now_s, lanes.queue))
+                if lanes.replaced and not lanes.busy:
+                    slot.retire()
+            case slots.Progressed(_, progress):
+                if (token := lanes.token_of(progress.seq)) is not None:
+                    events = [io.Progressed(token, progress.done, progress.total, progress.message)]
+            case slots.StillMineAsked(_, seq):
+                if (token := lanes.token_of(seq)) is not None:
+                    events = [io.HoldAsked(token)]
+            case slots.Ended(slot):
+                del self._lanes[slot]
+                events = lanes.ended(event)
+                self._note_end(event, lanes, worked=slot.jobs_done > 0 or lanes.busy, now_s=now_s)
+            case _:
+                pass
+        self._lanes_of |= dict.fromkeys(lanes.numbers, lanes)
+        for number in set(before).difference(lanes.numbers):
+            del self._lanes_of[number]
+        return events
+
     def _alive(self, slot: Slot, seq: int, now_s: float) -> None:
         attempt = self._places[slot].attempt
         if attempt is not None and attempt.seq == seq:
@@ -323,42 +397,39 @@ class Crew:
         events = self._retire_if_used_up(place, now_s)
         if place.attempts:
             self._begin(place, place.attempts[0], now_s)
-        after_s = result.retry_after_s
-        events.append(
-            io.Reported(
-                token=attempt.token,
-                outcome=_OUTCOMES[result.outcome],
-                result=result.result,
-                error=result.error,
-                retry_after_ms=-1 if after_s is None else round(min(after_s, 1e9) * 1000),
-                usage=attempt_usage(result.usage, attempt.sample),
-                ran_ms=result.usage.running_s * 1000,
-            )
-        )
+        events.append(reported(attempt.token, result, attempt.sample))
         return events
 
     def _retire_if_used_up(self, place: _Place, now_s: float) -> list[io.Event]:
         """Before the result is told, so that the session does not give the slot another job."""
-        used_up = self._section.max_tasks_per_slot
-        if not used_up or place.slot.jobs_done < used_up or place.attempts:
-            return []
-        place.planned = place.replaced = True
-        place.slot.retire()
-        # Not only when it has ended: it does nothing any more.
-        self._missing.append((now_s, place.queue))
-        return [io.SlotClosing(place.number)]
+        events: list[io.Event] = []
+        if not place.closing and self._is_used_up(place.slot, now_s):
+            place.closing = True
+            events.append(io.SlotClosing(place.number))
+        if place.closing and not place.attempts:
+            place.planned = place.replaced = True
+            place.slot.retire()
+            # Not only when it has ended: it does nothing any more.
+            self._missing.append((now_s, place.queue))
+        return events
+
+    def _is_used_up(self, slot: Slot, now_s: float) -> bool:
+        section = self._section
+        if section.max_tasks_per_slot and slot.jobs_done >= section.max_tasks_per_slot:
+            return True
+        if not section.max_memory_per_slot_mib or now_s < slot.weigh_s:
+            return False
+        slot.weigh_s = now_s + _WEIGH_S
+        used_mib = resident_bytes(slot.pid) >> 20
+        if used_mib <= section.max_memory_per_slot_mib:
+            return False
+        _logger.info("slot %d has grown to %d MiB and is replaced", slot.number, used_mib)
+        return True
 
     def _ended(self, event: slots.Ended, now_s: float) -> list[io.Event]:
         place = self._places.pop(event.slot)
         del self._by_number[place.number]
-        if event.stuck:
-            _logger.error("%d processes of slot %d cannot be ended, not even by KILL", event.stuck, place.number)
-        worked = bool(place.attempts) or place.slot.jobs_done > 0
-        of_use = place.planned or worked or now_s - place.asked_s >= _USEFUL_S
-        if not place.replaced:
-            self._missing.append((now_s if of_use else now_s + RETRY_S, place.queue))
-        if not place.planned:
-            _logger.warning("slot %d of queue %s: the %s", place.number, place.queue, event.reason)
+        self._note_end(event, place, worked=bool(place.attempts) or place.slot.jobs_done > 0, now_s=now_s)
         if not place.opened:
             return []
         unsent = len(place.unsent)
@@ -369,6 +440,15 @@ class Crew:
             *map(io.NotStarted, untouched),
             io.SlotGone(place.number, f"the {event.reason}"),
         ]
+
+    def _note_end(self, event: slots.Ended, place: _Place | Lanes, *, worked: bool, now_s: float) -> None:
+        if event.stuck:
+            _logger.error("%d processes of slot %d cannot be ended, not even by KILL", event.stuck, event.slot.number)
+        of_use = place.planned or worked or now_s - place.asked_s >= _USEFUL_S
+        if not place.replaced:
+            self._missing.append((now_s if of_use else now_s + RETRY_S, place.queue))
+        if not place.planned:
+            _logger.warning("slot %d of queue %s: the %s", event.slot.number, place.queue, event.reason)
 
     def _keeper_ended(self, status: int, strays: Sequence[int], now_s: float) -> None:
         self._keeper = None

@@ -166,7 +166,7 @@ class Floor:
                 if lease.doom is Doom.ABANDON:
                     self._book.step(lease, Step.ABANDON)
                     self._book.step(lease, Step.GONE)
-                elif hand is not None and hand.ended:
+                elif hand is not None and (hand.ended or event.innocent):
                     # Ended for the sake of the job before it, just when this one began.
                     self.finish(lease, Outcome.HANDED_BACK)
                 else:

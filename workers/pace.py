@@ -26,10 +26,11 @@ IDLE_MS: Final = 100
 class Pace:
     """What is known about the recent jobs of one queue."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth_max: int = DEPTH_MAX) -> None:
+        self._depth_max = depth_max
         self.depth = 1
         """Jobs that one slot may have: a power of two, so that it does not change with every job."""
-        self.most = DEPTH_MAX
+        self.most = depth_max
         """What the quick jobs' time and size allow; more than twice as many in one slot are taken back."""
         self._window = 1
         self._mean_ms = 0.0
@@ -48,7 +49,7 @@ class Pace:
         if ran_ms >= SLOW_MS:
             return
         self._mean_ms += (ran_ms - self._mean_ms) / 32
-        self.most = max(1, min(DEPTH_MAX, int(WORK_MS / max(self._mean_ms, 0.001)), WORK_BYTES // self._bytes))
+        self.most = max(1, min(self._depth_max, int(WORK_MS / max(self._mean_ms, 0.001)), WORK_BYTES // self._bytes))
         if self._window > self.most:
             self._window = self.most
         elif self._hungry and ran_ms <= SHORT_MS and self._window < self.most:

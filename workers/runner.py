@@ -40,11 +40,16 @@ _logger = logging.getLogger("zq.workers")
 class Runner:
     """One worker. `run` serves until it is drained; everything it opened is closed then."""
 
-    def __init__(self, config: Config, identity: Identity, queues: Mapping[str, int], modules: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, identity: Identity, queues: Mapping[str, int], modules: Sequence[str],
+        concurrency: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """`queues`: slots of each; `concurrency`: async tasks that each of these slots runs at once, if not one."""
         self._config = config
         self._identity = identity
         self._queues = dict(queues)
         self._modules = tuple(modules)
+        self._concurrency = {queue: at_once for queue, at_once in (concurrency or {}).items() if at_once > 1}
         self._exit_code: int | None = None
         self._signals = 0
         self._drains_asked = 0
@@ -62,7 +67,8 @@ class Runner:
         try:
             self._sweep()
             self._crew = Crew(
-                self._identity.instance, self._queues, self._modules, self._config.worker, time.monotonic()
+                self._identity.instance, self._queues, self._modules, self._config.worker, time.monotonic(),
+                self._concurrency,
             )
             self._wire = Wire(self._config)
             try:
@@ -171,7 +177,8 @@ class Runner:
         settings = Settings(
             instance=self._identity.instance,
             incarnation=self._identity.incarnation,
-            queues=self._queues,
+            queues={queue: slots * self._concurrency.get(queue, 1) for queue, slots in self._queues.items()},
+            single=frozenset(self._concurrency),
             tasks=tasks,
             drain_ms=round(section.drain_s * 1000),
             kill_grace_ms=round(section.kill_grace_s * 1000),

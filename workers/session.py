@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True):
     """16 random bytes, new with every process; also the seed of the back-off's jitter."""
     queues: dict[str, int]
     """queue → slots."""
+    single: frozenset[str] = frozenset()
+    """Those whose slots are never given a second job, not even a tiny one."""
     tasks: tuple[str, ...] = ()
     drain_ms: int = 30_000
     kill_grace_ms: int = 2_000
@@ -69,7 +71,7 @@ class Session:
         self.work = Work.WORKING
         self.uplink = Uplink(_hello(settings), now_ms)
         self.book = LeaseBook()
-        self.slots = SessionSlots(settings.queues)
+        self.slots = SessionSlots(settings.queues, settings.single)
         self.ignored: Counter[str] = Counter()
         """Messages and events that did not fit, by kind."""
         self._work_until_ms: int | None = None

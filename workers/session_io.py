@@ -36,6 +36,8 @@ class SlotGone(Event, frozen=True):
     slot: int
     why: str
     """For the job it may have been running, such as "the slot's process died: signal 9 (SIGKILL)"."""
+    innocent: bool = False
+    """It was ended for the sake of a job in another slot, which shared its process: handed back, not failed."""
 
 
 class NotStarted(Event, frozen=True):

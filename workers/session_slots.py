@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from zq.workers.leases import LEASES_MAX, HeldLease, Phase
@@ -39,10 +39,11 @@ class Hand:
 
 
 class SessionSlots:
-    def __init__(self, queues: Mapping[str, int]) -> None:
+    def __init__(self, queues: Mapping[str, int], single: Collection[str] = ()) -> None:
+        """`single`: queues whose slots are never given a second job."""
         self._total = dict(queues)
         self._share = EXTRA_MAX // max(1, sum(queues.values()))
-        self.paces = {queue: Pace() for queue in queues}
+        self.paces = {queue: Pace(1) if queue in single else Pace() for queue in queues}
         self._hands: dict[int, Hand] = {}
         self._open: dict[str, dict[int, Hand]] = {queue: {} for queue in queues}
         self._free: dict[str, list[Hand]] = {queue: [] for queue in queues}

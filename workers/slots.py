@@ -125,6 +125,8 @@ class Slot:
         self.pid = 0
         self.jobs_done = 0
         """For recycling: attempts that this process has run."""
+        self.weigh_s = 0.0
+        """When its size is to be looked at again."""
         self.fault = ""
         self.end_by_s: float | None = None
         self._keeper = keeper
@@ -424,6 +426,22 @@ class Keeper:
             events.extend(self._receive_from_keeper())
         self._check_keeper(time.monotonic())
         return events
+
+    def retire_all(self, within_s: float) -> None:
+        """If slots have hooks, let the idle ones exit and wait for it, so that their on_stop hooks run."""
+        until_s = time.monotonic() + within_s
+        if not self._hooks or self._ended:
+            return
+        for slot in self.slots:
+            if slot.state is SlotState.OPEN and not slot.assigned:
+                slot.retire()
+        while any(slot.state is SlotState.ENDING for slot in self.slots) and not self._ended:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                _logger.warning("the on_stop hooks of some slots take more than %g s; the slots are ended", within_s)
+                return
+            select.select([self._epoll], [], [], min(left_s, 0.5))
+            self.receive()
 
     def close(self, within_s: float = 5.0) -> list[Event]:
         """End the keeper and everything below it, and wait for that. The last events."""

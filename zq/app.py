@@ -11,12 +11,12 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from zq import registry
 from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode
@@ -126,8 +126,8 @@ class App:
         memory_bytes: int = 0,
         memory_limit_bytes: int = 0,
         stall_after_s: float | None = None,
-    ) -> Callable[[Callable[P, R]], Task[P, R]]:
-        """Make a function a task of `queue`. Its name is `module.function` unless `name` is given.
+    ) -> _Decorator:
+        """Make a function, plain or `async def`, a task of `queue`; its name is `module.function`, or `name`.
 
         After a failure a job runs again up to `max_retries` times, the first time after `backoff_s`, then doubling. At
         `soft_time_limit_s` the function gets SoftTimeLimitExceeded, at `time_limit_s` its processes are ended. At most
@@ -160,7 +160,7 @@ class App:
             registry.register(task.name, function, options)
             return task
 
-        return decorate
+        return cast(_Decorator, decorate)
 
 
     def command(
@@ -216,8 +216,8 @@ class Task(Generic[P, R]):
     __name__: str
 
     def __init__(self, app: App, function: Callable[P, R], name: str, options: TaskOptions) -> None:
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise Invalid(f"task {name}: an async function cannot be a task; write a plain one with asyncio.run inside")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise Invalid(f"task {name}: a generator cannot be a task; return a list, or submit a job for each item")
         self.app = app
         self.function = function
         self.name = name
@@ -301,6 +301,20 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<zq task {self.name}>"
+
+
+class AsyncTask(Task[P, R]):
+    """A Task as type checkers see one whose function is `async def`: calling it gives what is to be awaited."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        raise NotImplementedError("for type checkers alone")
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Task[P, R]: ...
 
 
 def task_name(function: Callable[..., Any]) -> str:

@@ -70,6 +70,8 @@ class ClientSection(Section, frozen=True):
 class QueueSection(Section, frozen=True):
     slots: Slots = 1
     """Slots that `zq up` gives its worker for this queue."""
+    concurrency: Annotated[int, Meta(ge=1, le=512)] = 1
+    """Async tasks that each of its slots runs at once; above 1 the queue is for async tasks alone."""
     tasks: tuple[str, ...] = ()
     """Modules that hold the queue's tasks, imported by its worker."""
 
@@ -95,6 +97,8 @@ class WorkerSection(Section, frozen=True):
     """Of that, what jobs that need disk leave free."""
     max_tasks_per_slot: Annotated[int, Meta(ge=0)] = 1000
     """A slot is replaced by a fresh process after so many jobs; 0 means never."""
+    max_memory_per_slot_mib: Annotated[int, Meta(ge=0)] = 0
+    """A slot that is larger after a job is replaced by a fresh process; 0 means never."""
 
 
 class ScheduleSection(Section, frozen=True):

@@ -17,12 +17,14 @@ and the network. The clock jumps: a delay or a retry's backoff is over as soon a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -99,6 +101,10 @@ class TestJob(SlotJob):
         super().progress(done, total, message)
         self.reported.append((float(done), float(total), message))
 
+    async def still_mine_async(self) -> None:
+        if not self._memory_line.mine:
+            raise self._lost()
+
     def pass_soft_limit(self) -> None:
         """From now on `check_soft_limit` raises, and a program that runs is ended."""
         self._memory_line.soft_limit_passed = True
@@ -133,9 +139,26 @@ def run(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """
     positional, keyword = payload.decode_arguments(payload.encode_arguments(args, kwargs))
     with job(task.name, task.options.queue):
-        value: Any = task.function(*positional, **keyword)
+        value = _value(task.function, positional, keyword)
     result: R = payload.decode_result(payload.encode_result(value))
     return result
+
+
+async def run_async(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """The same from a test that is async itself."""
+    positional, keyword = payload.decode_arguments(payload.encode_arguments(args, kwargs))
+    with job(task.name, task.options.queue):
+        value: Any = task.function(*positional, **keyword)
+        if inspect.isawaitable(value):
+            value = await value
+    result: R = payload.decode_result(payload.encode_result(value))
+    return result
+
+
+def _value(function: Callable[..., Any], positional: Sequence[Any], keyword: Mapping[str, Any]) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return asyncio.run(function(*positional, **keyword))
+    return function(*positional, **keyword)
 
 
 @contextlib.contextmanager
@@ -294,7 +317,7 @@ def _run(task: str, arguments: bytes) -> tuple[Outcome, bytes, str, int]:
         return Outcome.REJECTED, b"", f"no task '{task}' was imported here; there are: {names}", -1
     try:
         positional, keyword = payload.decode_arguments(arguments)
-        value = known.function(*positional, **keyword)
+        value = _value(known.function, positional, keyword)
     except Reject as error:
         return Outcome.REJECTED, b"", str(error), -1
     except Retry as error:

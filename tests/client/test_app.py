@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import zq
 import zq.testing
@@ -15,6 +19,7 @@ from tests.conftest import LiveBroker
 from zq import registry
 from zq.app import App, task_name
 from zq.client.requests import JobRequest
+from zq.command import Template
 from zq.config import Config
 from zq.exceptions import Conflict, Invalid, JobFailed, LeaseLost, ResultTimeout, SoftTimeLimitExceeded
 from zq.payload import PayloadError
@@ -121,10 +126,11 @@ def test_wrong_options_are_found_where_they_are_written(options: dict[str, Any],
         App(Config()).task(**options)(function)
 
 
-def test_an_async_function_is_refused() -> None:
-    async def function() -> None: ...
+def test_a_generator_is_refused() -> None:
+    def function() -> Iterator[None]:
+        yield
 
-    with pytest.raises(Invalid, match="async"):
+    with pytest.raises(Invalid, match="generator"):
         app.task(queue="q")(function)
 
 
@@ -141,7 +147,7 @@ def test_an_app_reads_and_opens_nothing_before_the_first_submit(tmp_path: Path) 
 
 
 def test_names_are_module_and_function() -> None:
-    assert task_name(test_an_async_function_is_refused).endswith("test_app.test_an_async_function_is_refused")
+    assert task_name(test_a_generator_is_refused).endswith("test_app.test_a_generator_is_refused")
 
 
 def test_a_script_names_its_tasks_as_a_worker_will(tmp_path: Path) -> None:
@@ -248,3 +254,57 @@ def test_importing_zq_imports_no_transport() -> None:
         assert getattr(zq, name) is not None
     with pytest.raises(AttributeError, match="Clinet"):
         _ = zq.Clinet
+
+
+@app.task(queue="thumbnails", name="test_app.fetch")
+async def fetch(folder: str) -> list[str]:
+    job = zq.current_job()
+    await job.still_mine_async()
+    ended = await job.run_process_async(["sh", "-c", "exit 3"])
+    async with job.publish_async(Path(folder, "page")) as part:
+        part.write_text("page")
+    return [job.task, str(ended.returncode)]
+
+
+def test_an_async_task_is_awaited_when_called_and_run_in_tests(tmp_path: Path) -> None:
+    assert zq.testing.run(fetch, str(tmp_path)) == ["test_app.fetch", "3"]
+    assert (tmp_path / "page").read_text() == "page"
+    with zq.testing.memory(app) as broker:
+        job = fetch.delay(str(tmp_path))
+        assert job.result(timeout_s=10) == ["test_app.fetch", "3"]
+        assert [one.task for one in broker.ran] == ["test_app.fetch"]
+    assert asyncio.run(zq.testing.run_async(fetch, str(tmp_path))) == ["test_app.fetch", "3"]
+
+    async def lost() -> None:
+        with zq.testing.job() as job:
+            job.lose_lease()
+            with pytest.raises(LeaseLost):
+                await fetch(str(tmp_path))
+
+    asyncio.run(lost())
+
+
+@app.command(["echo", "{text}"], queue="thumbnails", name="test_app.say")
+def say(text: str) -> None: ...
+
+
+def test_a_command_runs_here_when_it_is_called_and_its_template_is_checked() -> None:
+    assert say("你好") == {"exit_code": 0, "output": "你好"}
+    assert zq.testing.run(say, "a b") == {"exit_code": 0, "output": "a b"}
+    for argv in ([], "echo {text}", ["echo"], ["echo", "{other}"], ["echo", "{text!r}"], ["echo", "{text"], ["{0}"]):
+        with pytest.raises(Invalid):
+
+            @app.command(argv, queue="q", name="test_app.wrong")
+            def wrong(text: str) -> None: ...
+
+
+@pytest.mark.parametrize("value", ["-rf", "a\0b", True, {"a": 1}, ["ok", "-x"], b"bytes"])
+def test_what_cannot_be_an_argument_is_rejected(value: Any) -> None:
+    with pytest.raises(zq.Reject):
+        say(value)
+
+
+@given(st.lists(st.text().filter(lambda text: "\0" not in text)))
+def test_values_are_arguments_and_never_anything_else(values: list[str]) -> None:
+    filled = Template(["program", "--", "{values}", "a="]).fill({"values": values})
+    assert filled == ["program", "--", *values, "a="]
