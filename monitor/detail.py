@@ -46,9 +46,17 @@ def _facts(detail: JobDetail, now_ms: int, signs: Signs, zone: tzinfo) -> list[t
     ]
     if spec is not None:
         limits = f"soft {duration(spec.soft_limit_ms / 1000)}, hard {duration(spec.hard_limit_ms / 1000)}"
+        if spec.stall_after_ms:
+            limits += f", stalled after {duration(spec.stall_after_ms / 1000)}"
         facts.append(("time limits", limits, Style.PLAIN))
+    needs = [(job.disk_bytes, "disk"), (job.memory_bytes, "memory")]
+    facts.append(("needs", ", ".join(f"{size(count)} of {what}" for count, what in needs if count), Style.PLAIN))
+    if spec is not None and spec.memory_limit_bytes:
+        facts.append(("memory limit", size(spec.memory_limit_bytes), Style.PLAIN))
     if job.state is State.RUNNING:
         facts.append(("progress", _progress(job, signs), Style.BUSY))
+        quiet = f"no sign of life for {duration(job.quiet_ms / 1000)}" if job.stalled else ""
+        facts.append(("stalled", quiet, Style.WARN))
     if job.state is State.DONE:
         kept = f"{size(len(detail.result))} of result kept" if detail.result_kept else "result dropped after its time"
         facts.append(("result", kept, Style.PLAIN))

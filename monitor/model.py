@@ -90,11 +90,15 @@ class WorkerRow:
     silent_s: float
     connected_s: float
     software: str
+    stalled: int = 0
+    """Of `running`: those that show no sign of life."""
 
     @property
     def state(self) -> str:
         if self.silent_s >= WORKER_SILENT_S:
             return "silent"
+        if self.stalled:
+            return "stuck"
         return "busy" if self.running else "idle"
 
 
@@ -117,6 +121,8 @@ class JobRow:
     worker: str
     summary: str
     """Key or arguments: what tells this job from its neighbours."""
+    stalled_s: float = 0.0
+    """Without a sign of life, if that is longer than its task allows; else 0."""
 
     @property
     def late(self) -> bool:
@@ -277,6 +283,7 @@ def _worker_row(w: WorkerInfo) -> WorkerRow:
         silent_s=w.silent_ms / 1000,
         connected_s=w.connected_ms / 1000,
         software=w.software,
+        stalled=w.stalled,
     )
 
 
@@ -315,6 +322,7 @@ def _job_row(job: JobInfo, now_ms: int, arguments: str) -> JobRow:
         message=job.progress_message if job.state is State.RUNNING else last_line(job.error),
         worker=job.worker,
         summary=job.key or arguments,
+        stalled_s=job.quiet_ms / 1000 if job.stalled else 0.0,
     )
 
 

@@ -62,7 +62,7 @@ QUEUES: tuple[Column[QueueRow], ...] = (
 
 
 def _worker_state(w: WorkerRow, signs: Signs) -> Span:
-    return Span(w.state, {"silent": Style.BAD, "busy": Style.BUSY}.get(w.state, Style.GOOD))
+    return Span(w.state, {"silent": Style.BAD, "stuck": Style.WARN, "busy": Style.BUSY}.get(w.state, Style.GOOD))
 
 
 def _heard(w: WorkerRow, signs: Signs) -> Span:
@@ -89,6 +89,8 @@ def short_id(job_id: bytes) -> str:
 def _progress(j: JobRow, signs: Signs) -> Span:
     if j.state is not State.RUNNING:
         return Span(j.state.label, Style.BAD if j.state is State.DEAD else Style.PLAIN)
+    if j.stalled_s:
+        return Span(f"still {duration(j.stalled_s)}", Style.WARN)
     if j.fraction is None:
         return Span(signs.dash, Style.QUIET)
     return Span(f"{bar(j.fraction, 6, signs)} {int(j.fraction * 100):3}%", Style.BUSY)

@@ -317,6 +317,7 @@ _MEANINGS = (
     ("CONS", "workers that serve the queue; red: jobs wait and none does"),
     ("HEARD", "since the worker's last heartbeat"),
     ("AGE LIMIT", "running time, and the time limit after which the job is ended"),
+    ("stuck, still", "a job shows no sign of life: no CPU time, no bytes, no progress"),
     ("TRY", "this attempt, of those the job has"),
 )
 

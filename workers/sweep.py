@@ -67,7 +67,7 @@ def _namespace(pid: int | str) -> str:
 def sweep_dead(instance: str) -> list[int]:
     """KILL what dead workers called `instance` have left. The pids that were signalled; empty means all is clean.
 
-    For the start of a worker and every minute after: it reads the environment of every process that it may read.
+    For the start of a worker: it reads the environment of every process that it may read.
     """
     here = _namespace("self")
     found = [

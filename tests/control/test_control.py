@@ -51,13 +51,14 @@ def wait_for(look: Callable[[], T | None], timeout_s: float = 30.0) -> T:
 class System:
     """A system of its own: folder, ports, configuration."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    def __init__(self, folder: Path, more: str = "", *, drain_s: float = 5.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         broker, web = free_port(), free_port()
         self.file = folder / "zq.toml"
         self.file.write_text(
             f'data_dir = "数据"\n[broker]\nbind = "tcp://127.0.0.1:{broker}"\n'
-            f'[client]\nbroker = "tcp://127.0.0.1:{broker}"\n[web]\nport = {web}\n[worker]\ndrain_s = 5\n{more}',
+            f'[client]\nbroker = "tcp://127.0.0.1:{broker}"\n[web]\nport = {web}\n'
+            f"[worker]\ndrain_s = {drain_s}\n{more}",
             "utf-8",
         )
         self.config: Config = load(self.file, {})
@@ -204,6 +205,60 @@ def test_what_a_killed_supervisord_leaves_is_ended_by_up_and_by_down(tmp_path: P
             assert "is gone" in run.stdout
             assert orphans.isdisjoint(system.processes())
         assert system.processes() == []
+
+
+HOSTILE = """
+import os, signal, subprocess, sys, time
+import zq
+
+app = zq.App()
+DAEMON = '''
+import os, signal, sys, time
+for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(s, signal.SIG_IGN)
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+os.chdir("/")
+with open(sys.argv[1], "w") as file: file.write(str(os.getpid()))
+while True: time.sleep(600)
+'''
+
+@app.task(queue="hostile")
+def daemon(path):
+    subprocess.run([sys.executable, "-c", DAEMON, path], env={}, check=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+@app.task(queue="hostile")
+def crowd(path):
+    pids = [os.getpid()]
+    for _ in range(50):
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True: time.sleep(600)
+        pids.append(pid)
+    with open(path, "w") as file: file.write(" ".join(map(str, pids)))
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_down_returns_when_nothing_of_the_most_hostile_tasks_is_left(tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text(HOSTILE, "utf-8")
+    queue = '[queues.hostile]\nslots = 2\ntasks = ["hostile"]\n'
+    with running(System(tmp_path, queue, drain_s=0.5)) as system:
+        files = [tmp_path / "daemon", tmp_path / "crowd"]
+        with Client(system.config) as client:
+            for file in files:
+                client.submit(f"hostile.{file.name}", (str(file),), queue="hostile")
+        wait_for(lambda: all(file.exists() and file.read_text() for file in files) or None)
+        pids = [int(pid) for file in files for pid in file.read_text().split()]
+        assert len(pids) == 52
+        down = system.zq("down")
+        assert down.returncode == 0, down.stdout + down.stderr
+        # The daemon carries no mark of any kind.
+        assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
 
 
 def test_down_twice_and_status_and_restart_of_what_does_not_run(tmp_path: Path) -> None:

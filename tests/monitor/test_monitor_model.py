@@ -110,6 +110,16 @@ def test_a_silent_worker_is_an_alarm() -> None:
     assert shown.alarms == ("worker w1 has been silent for 6 s",)
 
 
+def test_a_worker_with_a_stalled_job_is_stuck_and_the_job_says_for_how_long() -> None:
+    worker = WorkerInfo("w1", Role.WORKER, [QueueSlots("q", 2)], 2, 1, 100, 1, "zq", stalled=1)
+    jobs = (job(1, quiet_ms=125_000, stalled=True), job(2, quiet_ms=90_000))
+    shown = seen(Snapshot(0, info(), (), (worker,), Query(), jobs))
+    assert shown.workers[0].state == "stuck"
+    assert [row.stalled_s for row in shown.jobs] == [125.0, 0.0]
+    progress = next(column for column in tables.JOBS if column.title == "PROGRESS")
+    assert progress.cell(shown.jobs[0], UTF8).text.startswith("still 2m")
+
+
 def test_silence_begins_after_its_time_and_not_before() -> None:
     assert not seen(snap(10.0), now_s=10.0 + CONTACT_LOST_S - 0.01).silent
     assert seen(snap(10.0), now_s=10.0 + CONTACT_LOST_S).silent
