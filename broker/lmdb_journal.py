@@ -52,6 +52,7 @@ from zq.broker.records import (
     FORMAT,
     AttemptRow,
     EventRow,
+    Index,
     JobRow,
     KeptResult,
     drops_result,
@@ -321,32 +322,36 @@ class LmdbJournal(LmdbView):
 
     def _put_all(self) -> None:
         txn, tables = self._writer(), self._tables
-        steps = list(self._pending.steps.values())
-        for step in steps:
-            self._take_away(txn, step)
         rows: list[tuple[bytes, bytes]] = []
         specs: list[tuple[bytes, bytes]] = []
         attempts: list[tuple[bytes, bytes]] = []
-        indexed: dict[str, list[tuple[bytes, bytes]]] = {}
-        for step in steps:
+        indexed: dict[Index, list[tuple[bytes, bytes]]] = {index: [] for index in Index}
+        keyed: list[tuple[bytes, bytes]] = []
+        # What is taken away is out of the way before anything is put: a key goes from one job to the next.
+        for step in self._pending.steps.values():
             after = step.after
+            keys = index_keys(after) if after is not None else []
+            if step.before is not None:
+                self._take_away(txn, step, keys)
             if after is None:
                 continue
             job_id = after.id
             rows.append((job_id, encode(after)))
-            for index, key in index_keys(after):
-                indexed.setdefault(index, []).append((key, job_id))
+            for index, key in keys:
+                indexed[index].append((key, job_id))
             if holds_key(after):
-                txn.put(key_digest(after.key), job_id, db=tables["keyed"])
+                keyed.append((key_digest(after.key), job_id))
             if step.spec is not None:
                 specs.append((job_id, step.spec))
             for attempt in step.attempts:
                 attempts.append((job_id + attempt.number.to_bytes(4, "big"), encode(attempt)))
             if step.result is not None:
                 txn.put(job_id, encode(step.result), db=tables["result"])
-        for name, entries in (("row", rows), ("spec", specs), ("attempt", attempts), *indexed.items()):
-            entries.sort()
-            txn.cursor(db=tables[name]).putmulti(entries)
+        puts = (("row", rows), ("spec", specs), ("attempt", attempts), ("keyed", keyed), *indexed.items())
+        for name, entries in puts:
+            if entries:
+                entries.sort()
+                txn.cursor(db=tables[name]).putmulti(entries)
         events = [(event.number.to_bytes(8, "big"), encode(event)) for event in self._fresh_events]
         txn.cursor(db=tables["event"]).putmulti(events)
         for name, value in self._fresh_facts.items():
@@ -356,12 +361,10 @@ class LmdbJournal(LmdbView):
             row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
             txn.put(key_digest(queue), encode(row), db=tables["counts"])
 
-    def _take_away(self, txn: lmdb.Transaction, step: Step) -> None:
+    def _take_away(self, txn: lmdb.Transaction, step: Step, kept: list[tuple[Index, bytes]]) -> None:
         """What the tables have of a job and will not have any more."""
         before, after, tables = step.before, step.after, self._tables
-        if before is None:
-            return
-        kept = index_keys(after) if after is not None else []
+        assert before is not None
         for entry in index_keys(before):
             if entry not in kept and not txn.delete(entry[1], db=tables[entry[0]]):
                 raise JournalError(f"index {entry[0]} has lost job {before.id.hex()}")

@@ -42,12 +42,12 @@ class QueueSettings(msgspec.Struct, frozen=True, array_like=True):
 class Lane:
     """Ready jobs that ask the same of a worker, by priority."""
 
-    def __init__(self, queue: str, lane: bytes, tags: frozenset[str], view: View) -> None:
+    def __init__(self, queue: str, lane: bytes, tags: frozenset[str], view: View, dry: list[Window]) -> None:
         self.tags = tags
         self.windows: list[Window] = []
         for priority in range(PRIORITY_MAX, PRIORITY_MIN - 1, -1):
             prefix = lane_prefix(queue, lane, priority)
-            self.windows.append(Window(_loader(view, prefix)))
+            self.windows.append(Window(_loader(view, prefix), dry))
 
     def window(self, row: JobRow) -> Window:
         return self.windows[PRIORITY_MAX - row.priority]
@@ -56,7 +56,7 @@ class Lane:
         """(rank, acceptance, row) of the job that is first here; the smallest rank is first."""
         best: tuple[float, int, JobRow] | None = None
         for window in self.windows:
-            first = window.first()
+            first = window.first() if window.ids else None
             if first is None:
                 continue
             row = book.row(first[1])
@@ -77,8 +77,11 @@ def _loader(view: View, prefix: bytes) -> Callable[[bytes, int], list[tuple[byte
 class Queue:
     """One queue: its ready jobs in lanes, its consumers in turn, its settings."""
 
-    def __init__(self, name: str, book: Book, settings: QueueSettings, headroom: Headroom) -> None:
+    def __init__(
+        self, name: str, book: Book, settings: QueueSettings, headroom: Headroom, dry: list[Window]
+    ) -> None:
         self.name = name
+        self._dry = dry
         self._headroom = headroom
         self.settings = settings
         self.next_dispatch_ms = 0.0
@@ -91,7 +94,7 @@ class Queue:
         self._turn: deque[Session] = deque()
         self._in_turn: set[int] = set()
         for lane, row in self._lanes_on_disk():
-            self.lanes[lane] = Lane(name, lane, frozenset(row.tags), book.view)
+            self.lanes[lane] = Lane(name, lane, frozenset(row.tags), book.view, dry)
 
     def _lanes_on_disk(self) -> Iterator[tuple[bytes, JobRow]]:
         prefix = queue_prefix(self.name)
@@ -110,7 +113,7 @@ class Queue:
         key = lane_of_row(row)
         lane = self.lanes.get(key)
         if lane is None:
-            lane = self.lanes[key] = Lane(self.name, key, frozenset(row.tags), self._book.view)
+            lane = self.lanes[key] = Lane(self.name, key, frozenset(row.tags), self._book.view, self._dry)
         return lane
 
     def add(self, row: JobRow) -> None:
@@ -118,10 +121,6 @@ class Queue:
 
     def discard(self, row: JobRow) -> None:
         self._lane(row).window(row).discard(ready_key(row))
-
-    def windows(self) -> Iterator[Window]:
-        for lane in self.lanes.values():
-            yield from lane.windows
 
     def head(self, now_ms: int) -> JobRow | None:
         """The job that would go first if every worker could run it."""
@@ -178,10 +177,11 @@ class Queue:
     def consumer_for(self, tags: frozenset[str], row: JobRow) -> Session | None:
         """The first in turn that has credit, the tags and what the job needs."""
         needy = bool(row.disk_bytes or row.memory_bytes)
-        while self._turn and not (self._turn[0].active and self._turn[0].free(self.name) > 0):
-            self._in_turn.discard(self._turn.popleft().id)
-        for session in self._turn:
-            if tags <= session.tags and session.active and session.free(self.name) > 0:
+        name, turn = self.name, self._turn
+        while turn and turn[0].free(name) <= 0:
+            self._in_turn.discard(turn.popleft().id)
+        for session in turn:
+            if (not tags or tags <= session.tags) and session.free(name) > 0:
                 if needy and not self._headroom.fits(session, row):
                     continue
                 return session
@@ -212,8 +212,9 @@ def settings_fact(queue: str, settings: QueueSettings) -> tuple[str, bytes]:
 
 
 class Queues:
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, dry: list[Window]) -> None:
         self._book = book
+        self._dry = dry
         self.headroom = Headroom()
         facts = book.view.facts()
         self._settings = {
@@ -227,7 +228,7 @@ class Queues:
         queue = self.by_name.get(name)
         if queue is None:
             settings = self._settings.get(name, QueueSettings())
-            queue = self.by_name[name] = Queue(name, self._book, settings, self.headroom)
+            queue = self.by_name[name] = Queue(name, self._book, settings, self.headroom, self._dry)
         return queue
 
     def watch(self, now_ms: int) -> None:

@@ -21,10 +21,12 @@ class WaitingRoom:
     def __init__(self, book: Book) -> None:
         view = book.view
         self._book = book
-        self.queues = Queues(book)
+        self._dry: list[Window] = []
+        """Windows that have run out of entries in memory since the last commit."""
+        self.queues = Queues(book, self._dry)
         self.concurrency = Concurrency(book)
-        self._due = Window(lambda after, limit: view.scan(Index.DUE, b"", after, limit))
-        self._expiry = Window(lambda after, limit: view.scan(Index.EXPIRY, b"", after, limit))
+        self._due = Window(lambda after, limit: view.scan(Index.DUE, b"", after, limit), self._dry)
+        self._expiry = Window(lambda after, limit: view.scan(Index.EXPIRY, b"", after, limit), self._dry)
 
     def enter(self, row: JobRow) -> None:
         if row.state is State.READY:
@@ -87,11 +89,10 @@ class WaitingRoom:
     def committed(self) -> bool:
         """Load what memory has run out of; whether there is something to do at once."""
         again = self.concurrency.committed()
-        for window in (self._due, self._expiry):
+        dry = self._dry[:]
+        self._dry.clear()
+        for window in dry:
             again |= window.refill()
-        for queue in self.queues.by_name.values():
-            for window in queue.windows():
-                again |= window.refill()
         return again
 
     def wake_ms(self, latest_ms: int, now_ms: int) -> int:
