@@ -84,6 +84,8 @@ class Core:
         self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.feed, self.facts)
         self._waiters = Waiters()
         self._sends: list[tuple[bytes, BrokerMessage]] = []
+        self._receipts: list[tuple[bytes, BrokerMessage]] = []
+        """Go out last: whoever is to work is told before those who only have to know."""
         self._last_ms = now_ms
         self._next_purge_ms = now_ms + PURGE_EVERY_MS
         self._next_check_ms = now_ms
@@ -171,7 +173,8 @@ class Core:
 
     def batch(self) -> Batch:
         """What this round has come to. Call committed() when steps and notes are durable."""
-        sends, self._sends = self._sends, []
+        sends, self._sends = self._sends + self._receipts, []
+        self._receipts = []
         return Batch(self.book.steps, self.book.notes, sends)
 
     def committed(self, now_ms: int) -> list[tuple[bytes, BrokerMessage]]:
@@ -286,7 +289,7 @@ class Core:
             receipts.append(receipt)
             if replaced is not None:
                 self._notify(replaced)
-        self._send(session, m.Receipts(message.request, receipts))
+        self._receipts.append((session.peer, m.Receipts(message.request, receipts)))
 
     def _dispatch(self, now_ms: int) -> None:
         given: dict[int, tuple[Session, list[Lease]]] = {}

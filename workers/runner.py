@@ -31,6 +31,8 @@ from zq.workers.wire import Wire
 
 _SWEEPS_MAX: Final = 200
 _POLL_MS_MAX: Final = 3_600_000
+_ATTEND_S: Final = 1.0
+"""The slots are looked after so often, whatever else there is to do."""
 _NAP_JOBS: Final = 64
 """So many tiny jobs in every slot last longer than a nap."""
 _NAP_S: Final = 0.001
@@ -57,6 +59,7 @@ class Runner:
         self._effects: deque[io.Effect] = deque()
         self._poller = zmq.Poller()
         self._polled = (-1, -1)
+        self._attend_by_s = 0.0
         self._code_after_drain = 0
 
     def run(self) -> int:
@@ -118,7 +121,10 @@ class Runner:
         if wakeup_fd in ready:
             os.read(wakeup_fd, 512)
         now_s = time.monotonic()
-        events = [*self._crew.receive(now_s), *self._crew.look(now_s)]
+        events: list[io.Event] = []
+        if self._crew.fileno() in ready or now_s >= min(self._attend_by_s, self._crew.wake_s()):
+            self._attend_by_s = now_s + _ATTEND_S
+            events = [*self._crew.receive(now_s), *self._crew.look(now_s)]
         if session is None:
             if self._signals:
                 self._exit_code = 0
@@ -131,15 +137,19 @@ class Runner:
             self._do(session, session.handle(io.DrainAsked(), _ms()))
         for event in events:
             self._do(session, session.handle(event, _ms()))
-        for message in self._wire.receive():
+        for message in self._wire.receive(ready):
             self._do(session, session.handle(message, _ms()))
+        self._hand_over(session)  # first of all: what was dispatched can begin
         if session.wants_room(_ms()):
             self._do(session, session.handle(self._gauge.measure(), _ms()))
         self._do(session, session.turn(_ms()))
+        self._hand_over(session)
+        return session
+
+    def _hand_over(self, session: Session) -> None:
         while events := self._crew.flush():
             for event in events:
                 self._do(session, session.handle(event, _ms()))
-        return session
 
     def _wait(self, session: Session | None, wakeup_fd: int) -> set[object]:
         """Wait for news; what is readable."""

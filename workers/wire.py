@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import zmq
 
@@ -90,11 +90,15 @@ class Wire:
             return LinkBroken("the broker takes nothing more")
         return None
 
-    def receive(self) -> Iterator[BrokerMessage | LinkBroken]:
-        """What has come, a bounded number, and last of all that the connection broke. Stops when it is closed."""
+    def receive(self, ready: Container[object]) -> Iterator[BrokerMessage | LinkBroken]:
+        """What has come, a bounded number, and last of all that the connection broke. Stops when it is closed.
+
+        `ready` has those of `sockets` that are readable.
+        """
         sock = self._socket
         # First: what came before the break can then be read, and all of it is (RCVHWM bounds it).
-        self._broken = self._broken or self._take_break()
+        if self._monitor in ready:
+            self._broken = self._broken or self._take_break()
         frames = 0
         while sock is not None and sock is self._socket and (self._broken is not None or frames < FRAMES_PER_ROUND):
             try:

@@ -57,7 +57,7 @@ def next_from(wire: Wire) -> m.BrokerMessage | LinkBroken:
         poller.register(sock, zmq.POLLIN)
     while time.monotonic() < until_s:
         poller.poll(100)
-        for item in wire.receive():
+        for item in wire.receive(wire.sockets):
             return item
     raise AssertionError("nothing came")
 
@@ -93,7 +93,7 @@ def test_a_connection_that_ends_is_told_after_all_that_came_before(router: Route
     router.socket.close(linger=5_000)
     items = [next_from(wire) for _ in range(1)]
     while not isinstance(items[-1], LinkBroken):
-        items += list(wire.receive())
+        items += list(wire.receive(wire.sockets))
     assert [item.session for item in items[:-1] if isinstance(item, m.BeatOk)] == list(range(300))
     assert items[-1] == LinkBroken("the connection ended")
 
