@@ -17,6 +17,11 @@ class Clock:
         self._last_boot_ms = _boot_ms()
         self._now_ms = float(max(not_before_ms, time.time() * 1000))
 
+    def seconds_until(self, time_ms: int) -> float:
+        """How long it is until then; negative for the past."""
+        self.now_ms()
+        return (time_ms - self._now_ms) / 1000
+
     def now_ms(self) -> int:
         boot_ms = _boot_ms()
         elapsed_ms = max(0.0, boot_ms - self._last_boot_ms)

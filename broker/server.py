@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -103,11 +104,6 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._wakeup.fileno(), zmq.POLLIN)
-        if self._access.zap is not None:
-            poller.register(self._access.zap, zmq.POLLIN)
         # What stands now stands for ever, and what a round makes is freed with it: the collector has little to find.
         gc.freeze()
         gc.set_threshold(GC_EVERY, 20, 50)
@@ -115,10 +111,7 @@ class Server:
         try:
             while not self._stopping:
                 self._round()
-                wait_ms = max(0, self.core.wake_ms() - self._clock.now_ms())
-                if wait_ms and not cast(int, self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                    self._journal.end_reading()
-                    poller.poll(wait_ms)
+                self._wait(self._clock.seconds_until(self.core.wake_ms()))
             self.core.submits.closed = Code.STOPPING
             self._round()
             self._journal.checkpoint()
@@ -131,6 +124,15 @@ class Server:
             signal.set_wakeup_fd(-1)
         self.close()
         return 0
+
+    def _wait(self, timeout_s: float) -> None:
+        """Until a message or a signal comes. What is due is waited for by the microsecond, which zmq_poll(3) cannot; so
+        the sockets' descriptors are polled, which tell only of what has come since ZMQ_EVENTS was read."""
+        sockets = [sock for sock in (self._router, self._access.zap) if sock is not None]
+        if timeout_s <= 0 or any(cast(int, sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN for sock in sockets):
+            return
+        self._journal.end_reading()
+        select.select([self._wakeup.fileno(), *(sock.fileno() for sock in sockets)], [], [], timeout_s)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         log.info("stopping", extra={"signal": signal.Signals(number).name})
