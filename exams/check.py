@@ -7,7 +7,7 @@ transition once: the second one finds it done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +15,45 @@ from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from zq.exams import recordings
 from zq.exams.database import chunks
-from zq.exams.heartbeats import Presence, StudentKey
+from zq.exams.errors import ExamError
+from zq.exams.heartbeats import Presence, StatusNews, StudentKey
 from zq.exams.model import MergeRequest
-from zq.exams.presence import SqlPresence, read_listening
+from zq.exams.presence import ELSEWHERE, SqlPresence, read_listening, write_listening
 from zq.exams.status import (
     Action,
+    Change,
     Event,
     ExamStatus,
     Listening,
     Seen,
     StudentStatus,
     exam_status,
+    heard_elsewhere,
     judge,
     step,
 )
 from zq.exams.store import ExamStore
 from zq.exams.tables import exam_students, exams, history
+from zq.exams.tables import recordings as recordings_table
 
 CHECKER_IP = "system"
 EARLY_LOGIN_MS = 24 * 3600 * 1000
 """Students of exams that start within a day are watched too: they may be logged in already."""
+LOOK_BACK_MS = 2 * 3600 * 1000
+LOOK_FAR_BACK_MS = 7 * 24 * 3600 * 1000
+"""How long after an exam's end its students are looked through for segments that nobody has asked to merge."""
 RESUBMIT_AFTER_MS = 10_000
 """Whoever asked for a merge has this long to submit it before the check hands it out again."""
+
+
+_STUDENT_COLUMNS = (
+    exam_students.c.id,
+    exam_students.c.exam_id,
+    exam_students.c.student_id,
+    exam_students.c.student_name,
+    exam_students.c.status,
+    exam_students.c.last_active,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,10 @@ class StatusReport:
     merges: tuple[MergeRequest, ...]
     """To be submitted now, then confirmed with `ExamStore.merge_submitted`: those of the closed, and those that
     somebody asked for earlier and nobody has confirmed."""
+    presence_known: bool
+    """False while signs of life cannot be read: then nobody's status was judged."""
+    news: tuple[StatusNews, ...]
+    """For `Presence.tell`."""
 
 
 def check(
@@ -65,35 +86,86 @@ def check(
     *,
     has_segments: Callable[[str, str], bool],
     presence: Presence | None = None,
+    look_far_back: bool = False,
 ) -> StatusReport:
     """Bring exams and students to what the clock and their signs of life say. Repeating it is harmless.
 
-    `has_segments(exam_id, student_id)` says whether a student who is closed has anything to merge. Without a
-    `presence`, signs of life are those in the store. Raises ExamError("unavailable"), with nothing changed.
+    `has_segments(exam_id, student_id)` says whether a student has anything to merge. Without a `presence`, signs of
+    life are those in the store; while it cannot be read nobody's status is judged. Of exams that ended
+    in the last two hours (`look_far_back`: in the last week, for the first check after a pause), whoever has segments
+    and was never asked about gets a merge. Raises ExamError("unavailable"), with nothing changed.
     """
-    offline_after_ms = int(offline_after_s * 1000)
     presence = presence or SqlPresence(store.database)
+    signs = _signs_of_life(store, presence, now_ms)
+    since_ms = now_ms - (LOOK_FAR_BACK_MS if look_far_back else LOOK_BACK_MS)
     with store.database.write() as connection:
         # Locks in one order everywhere: listening, exams, students, recordings.
-        heard = read_listening(connection) or Listening(0, now_ms)
+        heard = _heard(connection, presence, signs, now_ms)
         started, completed = _move_exams(connection, now_ms)
         closed = _close_students(connection, completed, now_ms)
-        asked = [row for row in closed if has_segments(row.exam_id, row.student_id)]
+        left = [*closed, *_forgotten(connection, since_ms, now_ms, {row.id for row in closed})]
+        asked = [row for row in left if has_segments(row.exam_id, row.student_id)]
         merges = recordings.request(connection, asked, now_ms)
         merges += recordings.open_requests(connection, now_ms - RESUBMIT_AFTER_MS)
         live = _live_exams(connection, now_ms)
         students = _roster(connection, sorted(live))
-        offline, back, online = _judge_students(connection, students, presence, heard, now_ms, offline_after_ms)
+        seen = _seen(students, signs or {})
+        changes = judge(seen, heard, now_ms, int(offline_after_s * 1000)) if signs is not None else []
+        _write_changes(connection, changes, seen, now_ms)
+    by_id = {row.id: row for row in students}
+    offline = [by_id[change.row_id] for change in changes if change.after is StudentStatus.OFFLINE]
+    back = [by_id[change.row_id] for change in changes if change.after is StudentStatus.ONLINE]
+    before = sum(one.status is StudentStatus.ONLINE for one in seen)
     return StatusReport(
         started=tuple(started),
         completed=tuple(completed),
         live=sum(status == ExamStatus.ACTIVE for status in live.values()),
-        online=online,
-        went_offline=tuple(offline),
-        came_online=tuple(back),
-        closed=tuple((row.exam_id, row.student_id) for row in closed),
+        online=before - sum(change.before is StudentStatus.ONLINE for change in changes) + len(back),
+        went_offline=_keys(offline),
+        came_online=_keys(back),
+        closed=_keys(closed),
         merges=tuple({merge.job_id: merge for merge in merges}.values()),
+        presence_known=signs is not None,
+        news=(
+            *_news(offline, StudentStatus.OFFLINE),
+            *_news(back, StudentStatus.ONLINE),
+            *_news(closed, StudentStatus.LOGOUT),
+        ),
     )
+
+
+def _keys(rows: Sequence[Any]) -> tuple[StudentKey, ...]:
+    return tuple((row.exam_id, row.student_id) for row in rows)
+
+
+def _news(rows: Sequence[Any], status: StudentStatus) -> Iterator[StatusNews]:
+    return (StatusNews((row.exam_id, row.student_id), row.student_name or "", status) for row in rows)
+
+
+def _signs_of_life(store: ExamStore, presence: Presence, now_ms: int) -> Mapping[StudentKey, int] | None:
+    """Asked before anything is locked; None when they cannot be had, which must not hold up what the clock says."""
+    with store.database.read() as connection:
+        live = sorted(_live_exams(connection, now_ms))
+    try:
+        return presence.activity(live)
+    except ExamError:
+        return None
+
+
+def _heard(
+    connection: Connection, presence: Presence, signs: Mapping[StudentKey, int] | None, now_ms: int
+) -> Listening:
+    """In which time somebody was there to hear the students: this service, or the one that writes the signs."""
+    own = read_listening(connection)
+    if not presence.others_write:
+        # A store that no service of ours has ever written to is kept by another one, all the time.
+        return own or Listening(0, now_ms)
+    before = read_listening(connection, ELSEWHERE)
+    elsewhere = heard_elsewhere(before, signs.values() if signs else (), now_ms)
+    if elsewhere is not None and elsewhere != before:
+        write_listening(connection, elsewhere, new=before is None, listener=ELSEWHERE)
+    known = [window for window in (own, elsewhere) if window is not None]
+    return max(known, key=lambda window: window.until_ms, default=Listening(now_ms, now_ms))
 
 
 def _move_exams(connection: Connection, now_ms: int) -> tuple[list[str], list[str]]:
@@ -101,6 +173,9 @@ def _move_exams(connection: Connection, now_ms: int) -> tuple[list[str], list[st
     due = or_(
         and_(exams.c.status == ExamStatus.PENDING, exams.c.start_time <= now_ms),
         and_(exams.c.status == ExamStatus.ACTIVE, exams.c.end_time <= now_ms),
+        # Moved by an application beside zq, which does not tell.
+        and_(exams.c.status == ExamStatus.ACTIVE, exams.c.start_time > now_ms),
+        and_(exams.c.status == ExamStatus.COMPLETED, exams.c.end_time > now_ms),
     )
     rows = connection.execute(select(exams).where(due).order_by(exams.c.id).with_for_update()).all()
     moved: dict[ExamStatus, list[str]] = {status: [] for status in ExamStatus}
@@ -141,18 +216,29 @@ def _live_exams(connection: Connection, now_ms: int) -> dict[str, str]:
     return {row.id: row.status for row in connection.execute(select(exams).where(or_(active, soon)))}
 
 
+def _forgotten(connection: Connection, since_ms: int, now_ms: int, but: Collection[int]) -> list[Any]:
+    """Who was in an exam that has ended lately, and has no recording of any state: never online, or finished before
+    the first segment came."""
+    rows = connection.execute(
+        select(*_STUDENT_COLUMNS)
+        .join_from(exam_students, exams)
+        .where(
+            exams.c.status == ExamStatus.COMPLETED,
+            exams.c.end_time > since_ms,
+            exams.c.end_time <= now_ms,
+            ~select(recordings_table.c.state).where(recordings_table.c.student_exam_id == exam_students.c.id).exists(),
+        )
+        .order_by(exam_students.c.exam_id, exam_students.c.student_id)
+        .with_for_update(of=exam_students)
+    )
+    return [row for row in rows if row.id not in but]
+
+
 def _roster(connection: Connection, exam_ids: Sequence[str]) -> list[Any]:
     students: list[Any] = []
-    columns = (
-        exam_students.c.id,
-        exam_students.c.exam_id,
-        exam_students.c.student_id,
-        exam_students.c.status,
-        exam_students.c.last_active,
-    )
     for part in chunks(exam_ids):
         students += connection.execute(
-            select(*columns)
+            select(*_STUDENT_COLUMNS)
             .where(exam_students.c.exam_id.in_(part), exam_students.c.status != StudentStatus.LOGOUT)
             .order_by(exam_students.c.exam_id, exam_students.c.student_id)
             .with_for_update()
@@ -160,29 +246,17 @@ def _roster(connection: Connection, exam_ids: Sequence[str]) -> list[Any]:
     return students
 
 
-def _judge_students(
-    connection: Connection,
-    students: Sequence[Any],
-    presence: Presence,
-    heard: Listening,
-    now_ms: int,
-    offline_after_ms: int,
-) -> tuple[list[StudentKey], list[StudentKey], int]:
-    """Write who went offline and who is back; returns both, and how many are online now."""
-    elsewhere = presence.activity(sorted({row.exam_id for row in students}))
-    seen = []
+def _seen(students: Sequence[Any], signs: Mapping[StudentKey, int]) -> list[Seen]:
+    found = []
     for row in students:
-        known = [at for at in (row.last_active, elsewhere.get((row.exam_id, row.student_id))) if at is not None]
-        last_active_ms = max(known) if known else None
-        seen.append(Seen(row.id, StudentStatus(row.status), last_active_ms, row.last_active))
-    changes = judge(seen, heard, now_ms, offline_after_ms)
+        known = [at for at in (row.last_active, signs.get((row.exam_id, row.student_id))) if at is not None]
+        found.append(Seen(row.id, StudentStatus(row.status), max(known, default=None), row.last_active))
+    return found
+
+
+def _write_changes(connection: Connection, changes: Sequence[Change], seen: Sequence[Seen], now_ms: int) -> None:
     active_ms = {student.row_id: student.last_active_ms for student in seen}
     _write(connection, [(c.row_id, c.after, c.action, active_ms[c.row_id]) for c in changes], now_ms)
-    keys = {row.id: (row.exam_id, row.student_id) for row in students}
-    offline = [keys[c.row_id] for c in changes if c.after is StudentStatus.OFFLINE]
-    back = [keys[c.row_id] for c in changes if c.after is StudentStatus.ONLINE]
-    online = sum(student.status is StudentStatus.ONLINE for student in seen) - len(offline) + len(back)
-    return offline, back, online
 
 
 def _write(

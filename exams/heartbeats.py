@@ -10,11 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from zq.exams import names
 from zq.exams.errors import ExamError
 from zq.exams.model import Heartbeat
+from zq.exams.status import StudentStatus
 
 PENDING_HEARTBEATS_MAX = 50_000
 KNOWN_STUDENTS_MAX = 100_000
@@ -37,8 +38,21 @@ class Recorded:
     """No such exam, or no such student in it."""
 
 
+class StatusNews(NamedTuple):
+    """What the status check has written of a student."""
+
+    student: StudentKey
+    name: str
+    status: StudentStatus
+
+
 class Presence(Protocol):
-    """Where signs of life are kept."""
+    """Where signs of life are kept. All of it raises ExamError("unavailable")."""
+
+    @property
+    def others_write(self) -> bool:
+        """Whether an application beside zq may hear heartbeats, and leave them here."""
+        ...
 
     def record(self, beats: Sequence[Heartbeat], now_ms: int, *, after_gap: bool) -> Recorded:
         """Write a batch (one a student) all or nothing, and that the service is listening at `now_ms`."""
@@ -46,6 +60,10 @@ class Presence(Protocol):
 
     def activity(self, exam_ids: Sequence[str]) -> Mapping[StudentKey, int]:
         """Last activity that the exam store does not know of itself, Unix milliseconds."""
+        ...
+
+    def tell(self, news: Sequence[StatusNews]) -> None:
+        """The store has it already."""
         ...
 
 

@@ -13,11 +13,22 @@ from typing import TYPE_CHECKING, Any
 from zq.config import Config
 from zq.exams import times
 from zq.exams.at_rest import at_rest
-from zq.exams.heartbeats import Recorded, StudentKey
+from zq.exams.heartbeats import Presence, Recorded, StatusNews, StudentKey
 from zq.exams.model import Heartbeat
 
 if TYPE_CHECKING:
     from zq.exams.store import ExamStore
+
+
+def presence_of(config: Config, store: ExamStore) -> Presence:
+    """Raises ExamError("invalid") for an `exams.presence` that cannot be used."""
+    if config.exams.presence:
+        from zq.exams.redis_presence import RedisPresence
+
+        return RedisPresence(config.exams.presence, store.database)
+    from zq.exams.presence import SqlPresence
+
+    return SqlPresence(store.database)
 
 
 class LateStore:
@@ -32,6 +43,7 @@ class LateStore:
         self.zone = times.zone(config.exams.time_zone)
         self._config = config
         self._store: ExamStore | None = None
+        self._presence: Presence | None = None
         self._lock = threading.Lock()
         if not at_rest(config):
             self.open()
@@ -48,6 +60,14 @@ class LateStore:
 
                 self._store = ExamStore(self._config.database_url, self._config.exams.time_zone)
             return self._store
+
+    def presence(self) -> Presence:
+        """Where the configuration keeps signs of life."""
+        store = self.open()
+        with self._lock:
+            if self._presence is None:
+                self._presence = presence_of(self._config, store)
+            return self._presence
 
     def rests(self) -> bool:
         """Whether nothing needs the store yet. A look at the database, of a millisecond."""
@@ -73,16 +93,21 @@ class LatePresence:
         self._store = store
         self._rested = False
 
+    @property
+    def others_write(self) -> bool:
+        return self._store.presence().others_write
+
     def activity(self, exam_ids: Sequence[str]) -> Mapping[StudentKey, int]:
-        return {}
+        return self._store.presence().activity(exam_ids)
+
+    def tell(self, news: Sequence[StatusNews]) -> None:
+        self._store.presence().tell(news)
 
     def record(self, beats: Sequence[Heartbeat], now_ms: int, *, after_gap: bool) -> Recorded:
         if not beats and self._store.rests():
             self._rested = True
             return Recorded(0, (), ())
-        from zq.exams.presence import SqlPresence
-
         # What was not written down is a gap: the clock of silence starts anew, and nobody goes offline for it.
-        recorded = SqlPresence(self._store.open().database).record(beats, now_ms, after_gap=after_gap or self._rested)
+        recorded = self._store.presence().record(beats, now_ms, after_gap=after_gap or self._rested)
         self._rested = False
         return recorded

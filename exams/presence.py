@@ -9,16 +9,21 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from zq.exams.database import Database, chunks
-from zq.exams.heartbeats import Recorded, StudentKey
+from zq.exams.heartbeats import Recorded, StatusNews, StudentKey
 from zq.exams.model import Heartbeat
 from zq.exams.status import Action, Event, ExamStatus, Listening, StudentStatus, listened, step
 from zq.exams.tables import exam_students, exams, history, listening
 
-_LISTENER = "heartbeats"
+HEARTBEATS = "heartbeats"
+"""The listener that is zq's own web service."""
+ELSEWHERE = "elsewhere"
+"""An application beside zq that hears heartbeats and writes them where zq reads them."""
 
 
 class SqlPresence:
     """Presence in the exam store: `exam_students.last_active`. A heartbeat brings an offline student back at once."""
+
+    others_write = False
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -27,13 +32,16 @@ class SqlPresence:
         """Nothing: the store has it all."""
         return {}
 
+    def tell(self, news: Sequence[StatusNews]) -> None:
+        """Nothing: the store has it already."""
+
     def record(self, beats: Sequence[Heartbeat], now_ms: int, *, after_gap: bool) -> Recorded:
         """In one transaction. Heartbeats of an exam that is over, or of a student who has finished, change nothing."""
         by_exam: dict[str, dict[str, Heartbeat]] = defaultdict(dict)
         for beat in beats:
             by_exam[beat.exam_id][beat.student_id] = beat
         with self._database.write() as connection:
-            _mark(connection, now_ms, after_gap=after_gap)
+            mark_listening(connection, now_ms, after_gap=after_gap)
             over = _lock_exams(connection, sorted(by_exam))
             unknown = [(exam_id, s) for exam_id, of_exam in by_exam.items() if exam_id not in over for s in of_exam]
             rows = []
@@ -47,22 +55,26 @@ class SqlPresence:
         return Recorded(written, tuple(came_online), tuple(unknown))
 
 
-def read_listening(connection: Connection) -> Listening | None:
+def read_listening(connection: Connection, listener: str = HEARTBEATS) -> Listening | None:
     """The window of listening, locked against a flush until the transaction ends; None if nobody ever listened."""
     row = connection.execute(
-        select(listening.c.since_ms, listening.c.until_ms).where(listening.c.name == _LISTENER).with_for_update()
+        select(listening.c.since_ms, listening.c.until_ms).where(listening.c.name == listener).with_for_update()
     ).one_or_none()
     return None if row is None else Listening(row.since_ms, row.until_ms)
 
 
-def _mark(connection: Connection, now_ms: int, *, after_gap: bool) -> None:
+def mark_listening(connection: Connection, now_ms: int, *, after_gap: bool) -> None:
+    """The service hears heartbeats at this moment."""
     before = read_listening(connection)
-    window = listened(before, now_ms, after_gap=after_gap)
+    write_listening(connection, listened(before, now_ms, after_gap=after_gap), new=before is None)
+
+
+def write_listening(connection: Connection, window: Listening, *, new: bool, listener: str = HEARTBEATS) -> None:
     values = {"since_ms": window.since_ms, "until_ms": window.until_ms}
-    if before is None:
-        connection.execute(listening.insert().values(name=_LISTENER, **values))
+    if new:
+        connection.execute(listening.insert().values(name=listener, **values))
     else:
-        connection.execute(update(listening).where(listening.c.name == _LISTENER).values(**values))
+        connection.execute(update(listening).where(listening.c.name == listener).values(**values))
 
 
 def _lock_exams(connection: Connection, exam_ids: Sequence[str]) -> dict[str, bool]:

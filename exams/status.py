@@ -145,6 +145,26 @@ def listened(before: Listening | None, now_ms: int, *, after_gap: bool) -> Liste
     return Listening(before.since_ms, now_ms)
 
 
+EVIDENCE_GAP_MS = 40_000
+"""Somebody who hears heartbeats every 30 s of each student has not listened if he has heard none of anybody for so
+long."""
+
+
+def heard_elsewhere(before: Listening | None, signs_ms: Iterable[int], now_ms: int) -> Listening | None:
+    """The window of listening of a service that does not tell, from the signs of life that it has left behind.
+
+    It has listened as long as somebody was heard every EVIDENCE_GAP_MS; up to the last sign, for what comes after it
+    may be its own silence. None if it has never been heard of.
+    """
+    window = before if before is not None and before.until_ms <= now_ms else None
+    for sign_ms in sorted(sign for sign in signs_ms if sign <= now_ms):
+        if window is None or sign_ms - window.until_ms > EVIDENCE_GAP_MS:
+            window = Listening(sign_ms, sign_ms)
+        elif sign_ms > window.until_ms:
+            window = Listening(window.since_ms, sign_ms)
+    return window
+
+
 def is_silent(last_active_ms: int | None, heard: Listening, now_ms: int, offline_after_ms: int) -> bool:
     """Whether the service has listened for more than `offline_after_ms` without hearing this student.
 

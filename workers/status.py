@@ -35,6 +35,7 @@ class _Slot:
 
     def __init__(self) -> None:
         from zq.client.sync import Client
+        from zq.exams.late_store import presence_of
         from zq.exams.reconcile import Reconciler
         from zq.exams.storage import RecordingStorage
         from zq.exams.store import ExamStore
@@ -44,6 +45,12 @@ class _Slot:
         self.storage = RecordingStorage(self.config.storage_path)
         self.client = Client(self.config)
         self.reconciler = Reconciler(self.store)
+        self.presence = presence_of(self.config, self.store)
+        self._checked = False
+
+    def first_check(self) -> bool:
+        first, self._checked = not self._checked, True
+        return first
 
 
 @functools.cache
@@ -70,8 +77,11 @@ def check_exams() -> dict[str, Any]:
         now_ms,
         slot.config.exams.offline_after_s,
         has_segments=slot.storage.has_segments,
+        presence=slot.presence,
+        look_far_back=slot.first_check(),
     )
     result = summary(report)
+    _tell(slot, report)
     found = _reconcile(slot, now_ms)
     if found.failed or found.merged or found.again:
         result["reconciled"] = {"failed": found.failed, "merged": found.merged, "again": len(found.again)}
@@ -79,6 +89,16 @@ def check_exams() -> dict[str, Any]:
     if merges:
         result["merges"], result["trouble"] = _submit(slot, merges)
     return result
+
+
+def _tell(slot: _Slot, report: StatusReport) -> None:
+    """The database has it; whoever reads it elsewhere sees it a little later, or not."""
+    if not report.presence_known:
+        log.warning("signs of life cannot be read: nobody's presence was judged")
+    try:
+        slot.presence.tell(report.news)
+    except ExamError as error:
+        log.warning("who went online and offline was not told: %s", error)
 
 
 def _reconcile(slot: _Slot, now_ms: int) -> Reconciled:

@@ -152,6 +152,8 @@ class WebSection(Section, frozen=True):
 class ExamsSection(Section, frozen=True):
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in `data_dir`/exams.db."""
+    presence: str = ""
+    """Where signs of life are kept: empty means the exam database; else a Redis, such as `redis://127.0.0.1:6379/0`."""
     storage: str = ""
     """Folder of the recordings; empty means `data_dir`/exams."""
     time_zone: str = "Asia/Shanghai"

@@ -7,7 +7,7 @@ from sqlalchemy import event
 
 from zq.exams import heartbeats as heartbeats_module
 from zq.exams.errors import ExamError
-from zq.exams.heartbeats import GAP_MS, MARK_MS, HeartbeatBuffer, Recorded, StudentKey
+from zq.exams.heartbeats import GAP_MS, MARK_MS, HeartbeatBuffer, Recorded, StatusNews, StudentKey
 from zq.exams.model import Heartbeat
 from zq.exams.presence import SqlPresence, read_listening
 from zq.exams.status import Action, Listening, StudentStatus
@@ -133,6 +133,8 @@ def test_the_buffer_is_bounded(buffer: HeartbeatBuffer, monkeypatch: pytest.Monk
 class Flaky:
     """A presence whose database is away when told so."""
 
+    others_write = False
+
     def __init__(self) -> None:
         self.away = False
         self.calls: list[tuple[list[Heartbeat], bool]] = []
@@ -145,6 +147,9 @@ class Flaky:
 
     def activity(self, exam_ids: Sequence[str]) -> Mapping[StudentKey, int]:
         return {}
+
+    def tell(self, news: Sequence[StatusNews]) -> None:
+        raise AssertionError("the buffer tells nothing")
 
 
 def test_nothing_is_lost_while_the_database_is_away() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from zq.exams.check import RESUBMIT_AFTER_MS, StatusReport, check
-from zq.exams.heartbeats import HeartbeatBuffer, Recorded, StudentKey
+from zq.exams.heartbeats import HeartbeatBuffer, Recorded, StatusNews, StudentKey
 from zq.exams.model import Heartbeat
 from zq.exams.presence import SqlPresence
 from zq.exams.status import Action, ExamStatus, StudentStatus
@@ -41,7 +41,10 @@ class Service:
             self.buffer.flush(now_ms)
 
     def check(self, now_ms: int, has_segments: bool = True, **options: Any) -> StatusReport:
-        return check(self.store, now_ms, 60.0, has_segments=lambda _exam, _student: has_segments, **options)
+        """Everybody has segments, or nobody; a student called s3 never has any."""
+        return check(
+            self.store, now_ms, 60.0, has_segments=lambda _exam, student: has_segments and student != "s3", **options
+        )
 
     def status(self, student_id: str) -> StudentStatus:
         return self.store.get_student("e1", student_id).status
@@ -222,10 +225,15 @@ def test_two_checks_at_once_write_each_transition_once(service: Service) -> None
 
 
 class Elsewhere:
-    """Presence that another application writes."""
+    """Presence that is kept elsewhere, and only this service hears heartbeats."""
+
+    others_write = False
 
     def __init__(self, at_ms: int) -> None:
         self.at_ms = at_ms
+
+    def tell(self, news: Sequence[StatusNews]) -> None:
+        raise AssertionError("the check does not write presence")
 
     def record(self, beats: Sequence[Heartbeat], now_ms: int, *, after_gap: bool) -> Recorded:
         raise AssertionError("the check does not write presence")
@@ -275,8 +283,8 @@ def test_fault_15_exams_that_are_over_cost_nothing(tmp_path: Path) -> None:
         {
             "id": f"past-{number}",
             "name": "n",
-            "start_time": START_MS - 2_000_000 - number,
-            "end_time": START_MS - 1_000_000 - number,
+            "start_time": START_MS - (number + 4) * 3_600_000,
+            "end_time": START_MS - (number + 3) * 3_600_000,
             "status": ExamStatus.COMPLETED,
             "created_at": 0,
         }
