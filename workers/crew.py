@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from zq.config import WorkerSection
+from zq.config import LogSection, WorkerSection
 from zq.protocol.job import JobSpec, format_id
 from zq.workers import session_io as io
 from zq.workers import slots
@@ -109,7 +109,7 @@ class _Place:
 class Crew:
     def __init__(
         self, instance: str, queues: Mapping[str, int], modules: Sequence[str], section: WorkerSection, now_s: float,
-        concurrency: Mapping[str, int] | None = None,
+        concurrency: Mapping[str, int] | None = None, log: LogSection | None = None,
     ) -> None:  # fmt: skip
         """`concurrency`: of queues whose slots run several async tasks at once.
 
@@ -119,6 +119,7 @@ class Crew:
         self._modules = tuple(modules)
         self._section = section
         self._memory_bytes = section.memory_limit_mib << 20
+        self._log = log or LogSection()
         self._concurrency = dict(concurrency or {})
         self._lanes: dict[Slot, Lanes] = {}
         self._lanes_of: dict[int, Lanes] = {}
@@ -300,7 +301,9 @@ class Crew:
         self._keeper_s = now_s
         self.tasks = None
         marker = own_marker(self._instance, self._generation)
-        self._keeper = Keeper(self._modules, marker, adopts_orphans=True)
+        self._keeper = Keeper(
+            self._modules, marker, adopts_orphans=True, log_level=self._log.level, log_json=self._log.json
+        )
         self._missing = [(now_s, queue) for queue, count in self._queues.items() for _ in range(count)]
 
     def _open(self, queue: str, now_s: float) -> None:

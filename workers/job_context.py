@@ -21,6 +21,7 @@ from zq.workers.channel import Assignment, Progress, StillMineAsk
 from zq.workers.line import Line
 from zq.workers.program import run_program, run_program_async
 from zq.workers.sweep import MARKER, SYSTEM_MARK
+from zq.workers.task_logs import program_logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -155,6 +156,7 @@ class SlotJob:
                 env=None if env is None else {**env, **_marker()},
                 limits=limits or ProcessLimits(),
                 on_stdout_line=on_stdout_line,
+                on_stderr_line=program_logger(argv[0] if argv else ""),
                 feed_stdin=feed_stdin,
                 bell=self._line,
                 kill_grace_s=self._assignment.kill_grace_s,
@@ -183,6 +185,7 @@ class SlotJob:
             env=None if env is None else {**env, **_marker()},
             limits=limits or ProcessLimits(),
             on_stdout_line=on_stdout_line,
+            on_stderr_line=program_logger(argv[0] if argv else ""),
             feed_stdin=feed_stdin,
             kill_grace_s=self._assignment.kill_grace_s,
         )

@@ -2,11 +2,11 @@
 
     worker parent ──exec──▶ keeper ──fork──▶ slot ──▶ whatever the task starts
 
-`python -m zq.workers.keeper FD MODULE…`: imports the task modules once, then serves the parent over the socket FD.
-It has one thread and no ZeroMQ, so forking is safe; slots share its memory. It is a child subreaper above the slots:
-when a slot dies, what was below it becomes the keeper's child, and is ended. When the socket ends, the parent has
-died, of whatever cause: everything below the keeper is ended with KILL until there is nothing left, and it exits.
-If the keeper itself is killed, its slots die by their parent-death signal and the parent sweeps the rest.
+`python -m zq.workers.keeper FD LEVEL FORMAT MODULE…`: imports the task modules once, then serves the parent over the
+socket FD. It has one thread and no ZeroMQ, so forking is safe; slots share its memory. It is a child subreaper above
+the slots: when a slot dies, what was below it becomes the keeper's child, and is ended. When the socket ends, the
+parent has died, of whatever cause: everything below the keeper is ended with KILL until there is nothing left, and it
+exits. If the keeper itself is killed, its slots die by their parent-death signal and the parent sweeps the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Final, NoReturn
 
 from zq import registry
 from zq.protocol import limits
-from zq.workers import channel
+from zq.workers import channel, task_logs
 from zq.workers.process import (
     STUCK_AFTER_S,
     ProcessKey,
@@ -271,7 +271,9 @@ def main(argv: Sequence[str]) -> NoReturn:
     # A second net under the end of the socket. TERM, not KILL: a killed keeper could not end what is below it. And
     # it only asks: the signal also comes when just the thread that started the keeper has ended.
     die_with_parent(signal.SIGTERM)
-    keeper.load(argv[1:])
+    level, form, *modules = argv[1:]
+    task_logs.configure(level, json=form == "json")
+    keeper.load(modules)
     keeper.serve()
 
 

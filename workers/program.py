@@ -62,6 +62,7 @@ def run_program(
     env: Mapping[str, str] | None,
     limits: ProcessLimits,
     on_stdout_line: Callable[[str], None] | None,
+    on_stderr_line: Callable[[str], None] | None = None,
     feed_stdin: Sequence[Path],
     bell: Bell,
     kill_grace_s: float,
@@ -71,7 +72,7 @@ def run_program(
     Raises OSError if it cannot be started or a file of `feed_stdin` cannot be read, and whatever `on_stdout_line`
     raises; the program has ended by then.
     """
-    with _start(argv, cwd, env, limits, on_stdout_line, feed_stdin) as running:
+    with _start(argv, cwd, env, limits, on_stdout_line, on_stderr_line, feed_stdin) as running:
         return running.wait(bell, kill_grace_s)
 
 
@@ -82,6 +83,7 @@ async def run_program_async(
     env: Mapping[str, str] | None,
     limits: ProcessLimits,
     on_stdout_line: Callable[[str], None] | None,
+    on_stderr_line: Callable[[str], None] | None = None,
     feed_stdin: Sequence[Path],
     kill_grace_s: float,
 ) -> ProcessResult:
@@ -90,7 +92,7 @@ async def run_program_async(
     """
     import asyncio
 
-    running = _start(argv, cwd, env, limits, on_stdout_line, feed_stdin)
+    running = _start(argv, cwd, env, limits, on_stdout_line, on_stderr_line, feed_stdin)
     with running, contextlib.closing(select.epoll()) as news:
         running.register(news)
         loop = asyncio.get_running_loop()
@@ -119,7 +121,8 @@ async def run_program_async(
 
 def _start(
     argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, limits: ProcessLimits,
-    on_stdout_line: Callable[[str], None] | None, feed_stdin: Sequence[Path],
+    on_stdout_line: Callable[[str], None] | None, on_stderr_line: Callable[[str], None] | None,
+    feed_stdin: Sequence[Path],
 ) -> _Running:  # fmt: skip
     if isinstance(argv, str | bytes) or not argv:
         raise TypeError("run_process takes a list of arguments, not one text: it never goes through a shell")
@@ -133,7 +136,7 @@ def _start(
         env=env,
         preexec_fn=_enter(limits),  # noqa: PLW1509 - see the top of this file
     )
-    return _Running(process, on_stdout_line, feed_stdin)
+    return _Running(process, on_stdout_line, on_stderr_line, feed_stdin)
 
 
 def _enter(limits: ProcessLimits) -> Callable[[], None]:
@@ -177,9 +180,11 @@ class _Running:
     """The program while it runs: one loop over its pipes, its end and the bell."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], on_line: Callable[[str], None] | None, feed: Sequence[Path]
-    ) -> None:
+        self, process: subprocess.Popen[bytes], on_line: Callable[[str], None] | None,
+        on_stderr_line: Callable[[str], None] | None, feed: Sequence[Path],
+    ) -> None:  # fmt: skip
         self._process = process
+        self._stderr_lines = _Lines(on_stderr_line) if on_stderr_line is not None else None
         self._lines = _Lines(on_line) if on_line is not None else None
         self._feeder = _Feeder(process.stdin, feed) if process.stdin is not None else None
         self._stderr_tail = bytearray()
@@ -268,6 +273,8 @@ class _Running:
 
     def _take_stderr(self, fd: int) -> bool:
         data = os.read(fd, _READ_BYTES)
+        if self._stderr_lines is not None:
+            self._stderr_lines.feed(data)
         self._stderr_tail += data
         del self._stderr_tail[:-STDERR_TAIL_BYTES]
         return bool(data)
@@ -286,8 +293,9 @@ class _Running:
                     for _ in range(_READS_AT_END_MAX):
                         if not take(pipe.fileno()):
                             break
-        if self._lines is not None:
-            self._lines.end()
+        for lines in (self._lines, self._stderr_lines):
+            if lines is not None:
+                lines.end()
         stderr_tail = self._stderr_tail.decode("utf-8", "replace")
         return ProcessResult(self._process.wait(), stderr_tail, peak_memory_bytes)
 

@@ -71,7 +71,7 @@ class Runner:
             self._sweep()
             self._crew = Crew(
                 self._identity.instance, self._queues, self._modules, self._config.worker, time.monotonic(),
-                self._concurrency,
+                self._concurrency, self._config.log,
             )
             self._wire = Wire(self._config)
             try:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from zq import registry
 from zq.context import set_current_job
+from zq.workers import task_logs
 from zq.workers.attempt import conclude, end_left_behind, judge, prepare, with_usage
 from zq.workers.channel import Assignment, AttemptResult, Finished, SlotUsage, Started
 from zq.workers.job_context import SlotJob
@@ -48,6 +49,7 @@ def run_slot(sock: socket.socket, tickets: int, keeper_pid: int, concurrency: in
     for signum in _RESET_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     line = Line(sock, tickets)
+    task_logs.begin_slot(line)
     peak = _Peak()
     os.register_at_fork(after_in_child=line.close)
     _start(line)
@@ -97,6 +99,7 @@ def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
     job = SlotJob(assignment, line)
     slot_pid = os.getpid()
     set_current_job(job)
+    task_logs.set_only_job(job)
     try:
         try:
             line.begin(assignment.seq)
@@ -108,6 +111,7 @@ def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
         result = judge(error, assignment.seq, job)
     if os.getpid() != slot_pid:
         os._exit(0)  # a fork of the task has returned from the task: it is no slot
+    task_logs.set_only_job(None)
     set_current_job(None)
     job.flush_progress()
     end_left_behind(assignment)

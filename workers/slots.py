@@ -352,7 +352,10 @@ class Keeper:
 
     _living_pids: set[int] = set()  # noqa: RUF012 - of all keepers of this process, on purpose
 
-    def __init__(self, modules: Sequence[str], marker: Marker, *, adopts_orphans: bool) -> None:
+    def __init__(
+        self, modules: Sequence[str], marker: Marker, *, adopts_orphans: bool, log_level: str = "info",
+        log_json: bool = False,
+    ) -> None:  # fmt: skip
         """Start it; Ready or LoadFailed follows. Raises OSError if the process cannot be started."""
         self._marker = marker
         self._adopts_orphans = adopts_orphans
@@ -366,10 +369,11 @@ class Keeper:
         """At most two for each slot."""
         self._ended = False
         self._epoll = select.epoll()
+        log_format = "json" if log_json else "text"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zq.workers.keeper", str(theirs.fileno()), *modules],
+                [sys.executable, "-m", "zq.workers.keeper", str(theirs.fileno()), log_level, log_format, *modules],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, MARKER: marker.format()},

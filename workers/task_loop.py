@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from zq.context import set_current_job
 from zq.exceptions import SoftTimeLimitExceeded
-from zq.workers import channel
+from zq.workers import channel, task_logs
 from zq.workers.attempt import conclude, end_left_behind, judge, prepare, rejected, with_usage
 from zq.workers.channel import DOORBELL, Assignment, AttemptResult, Finished, SlotUsage
 from zq.workers.job_context import SlotJob
@@ -212,6 +212,7 @@ class TaskLoop:
 
     def _finish(self, running: Running, result: AttemptResult) -> None:
         del self._by_seq[running.seq]
+        task_logs.end_lines_of(running.job)
         running.job.flush_progress()
         if not self._by_seq:
             end_left_behind(None)

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "submit": Lazy("zq.cli_jobs", "submit", "Submit a job by the name of its task."),
     "show": Lazy("zq.cli_show", "show", "Show all that is known of a job."),
     "why": Lazy("zq.cli_show", "why_command", "Say why a job does not run."),
+    "logs": Lazy("zq.cli_logs", "logs", "Print what the tasks of a job have logged."),
     "cancel": Lazy("zq.cli_jobs", "cancel", "Cancel jobs."),
     "retry": Lazy("zq.cli_jobs", "retry", "Run dead, cancelled or expired jobs again."),
     "len": Lazy("zq.cli_queues", "length", "Count the jobs of queues, by state."),

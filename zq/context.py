@@ -127,6 +127,11 @@ def current_job() -> AsyncJobContext:
     return cast(AsyncJobContext, job)
 
 
+def current_job_or_none() -> JobContext | None:
+    """The same; None outside of a task."""
+    return _current.get()
+
+
 def set_current_job(job: JobContext | None) -> None:
     """For the slot and for zq.testing: name the job that runs in this context from now on."""
     _current.set(job)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -125,3 +127,29 @@ def show(path: str, more: list[str] | None = None, width: int = 320) -> None: ..
 
 @app.command(["sh", "-c", "echo 坏 >&2; exit $0", "{code}"], queue="q", reject_codes=[4], max_retries=1, backoff_s=0.01)
 def end_with(code: int) -> None: ...
+
+
+log = logging.getLogger("my.module")
+
+
+@app.task(queue="q")
+async def say_async(name: str) -> None:
+    for number in range(3):
+        print(f"{name}: {number}, ", end="")
+        await asyncio.sleep(0.01)
+    print("end", file=sys.stderr)
+    log.warning("%s has spoken", name, extra={"秒": 3})
+
+
+@app.task(queue="q")
+def say_plain(name: str) -> None:
+    print("第一行\nsecond line of", name)
+    thread = threading.Thread(target=log.info, args=("from a thread",))
+    thread.start()
+    thread.join()
+    zq.current_job().run_process(["sh", "-c", "echo 程序 >&2; seq 300 >&2"])
+    try:
+        raise ValueError("traced")
+    except ValueError:
+        log.exception("it went wrong\nforged line")
+    print("no end of line", end="")
