@@ -22,12 +22,14 @@ from zq import __version__
 from zq.exams.errors import ExamError
 from zq.exceptions import Invalid, Refused, Unavailable
 from zq.web import auth, openapi, problems
+from zq.web.bulk import BulkRoutes
 from zq.web.callers import CALLER, check_queue, client_ip
 from zq.web.cors import Cors
 from zq.web.dead import DeadRoutes
 from zq.web.exam_clients import ExamClientRoutes
 from zq.web.exams import ExamRoutes
 from zq.web.jobs import JobRoutes
+from zq.web.live import LiveRoutes
 from zq.web.metrics import MetricRoutes
 from zq.web.operations import Operation
 from zq.web.page import PageRoutes
@@ -41,6 +43,7 @@ from zq.web.services import Services
 from zq.web.streams import StreamRoutes
 from zq.web.submissions import SubmissionRoutes
 from zq.web.uploads import UploadRoutes
+from zq.web.watch import Watch
 
 log = logging.getLogger("zq.web")
 
@@ -70,19 +73,20 @@ def create_app(services: Services) -> Starlette:
     probes = ProbeRoutes(services, document)
     exams = ExamRoutes(services)
     for routes in (
-        SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), QueueRoutes(services),
-        ScheduleRoutes(services), StreamRoutes(services), exams, UploadRoutes(services),
+        SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), BulkRoutes(services),
+        QueueRoutes(services), ScheduleRoutes(services), StreamRoutes(services), exams, UploadRoutes(services),
         RecordingRoutes(services), ExamClientRoutes(services, exams), probes, MetricRoutes(services, responses),
     ):  # fmt: skip
         described += routes.operations()
-    operations = described + PageRoutes(services).operations()
+    watch = Watch(services)
+    operations = [*described, *LiveRoutes(services, watch).operations(), *PageRoutes(services).operations()]
 
     cors = Cors(services.config.web.cors_origins)
     door = _Door(services, cors)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with services.running():
+        async with services.running(), watch.running():
             yield
 
     app = Starlette(routes=_routes(operations, door, cors, responses), lifespan=lifespan)

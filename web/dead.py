@@ -132,7 +132,7 @@ class DeadRoutes:
                 dry_run=body.dry_run,
                 matched=len(chosen.ids),
                 changed=len(changes) - len(left),
-                not_changed=[_not_changed(one) for one in left[:SAMPLE_ROWS]],
+                not_changed=[not_changed(one) for one in left[:SAMPLE_ROWS]],
                 complete=chosen.complete,
                 scanned=chosen.scanned,
                 groups=[
@@ -209,6 +209,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _not_changed(change: Change) -> NotChanged:
+def not_changed(change: Change) -> NotChanged:
     state = change.state.label if change.state is not None else None
     return NotChanged(id=format_id(change.job_id), code=str(change.code), state=state)
