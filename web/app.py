@@ -69,16 +69,16 @@ def create_app(services: Services) -> Starlette:
     """An ASGI application over `services`, which it opens and closes with its lifespan."""
     responses: Counter[int] = Counter()
     described: list[Operation] = []
+    watch = Watch(services)
     document = functools.cache(lambda: openapi.document(described, __version__))
     probes = ProbeRoutes(services, document)
     exams = ExamRoutes(services)
     for routes in (
-        SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), BulkRoutes(services),
+        SubmissionRoutes(services), JobRoutes(services), DeadRoutes(services), BulkRoutes(services, watch),
         QueueRoutes(services), ScheduleRoutes(services), StreamRoutes(services), exams, UploadRoutes(services),
         RecordingRoutes(services), ExamClientRoutes(services, exams), probes, MetricRoutes(services, responses),
     ):  # fmt: skip
         described += routes.operations()
-    watch = Watch(services)
     operations = [*described, *LiveRoutes(services, watch).operations(), *PageRoutes(services).operations()]
 
     cors = Cors(services.config.web.cors_origins)

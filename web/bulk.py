@@ -32,6 +32,7 @@ from zq.web.jobs import changing
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import invalid
 from zq.web.services import Services
+from zq.web.watch import Watch
 
 CHANGED_MAX: Final = 10_000
 """Jobs that one call changes."""
@@ -158,8 +159,9 @@ class _Group:
 
 
 class BulkRoutes:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, watch: Watch) -> None:
         self._services = services
+        self._watch = watch
 
     async def cancel_jobs(self, request: Request) -> Response:
         return await self._change(request, _LIVE, self._services.client.cancel)
@@ -168,7 +170,10 @@ class BulkRoutes:
         return await self._change(request, RETRIED, self._services.client.retry)
 
     async def drop_jobs(self, request: Request) -> Response:
-        return await self._change(request, _ENDED, self._services.client.drop)
+        try:
+            return await self._change(request, _ENDED, self._services.client.drop)
+        finally:
+            self._watch.dead_letters_changed()
 
     async def list_groups(self, request: Request) -> Response:
         wanted = listing.filter_of(request)

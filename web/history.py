@@ -108,7 +108,8 @@ class History:
         ends = range(last - (span_ms // step_ms - 1) * step_ms, last + 1, step_ms)
         samples = [s for s in self._samples if s.at_ms > ends[0] - step_ms - GAP_MS]
         columns: list[list[float | None]] = [[] for _ in _FIELDS]
-        before, at = None, 0
+        at = sum(sample.at_ms <= ends[0] - step_ms for sample in samples)
+        before = samples[at - 1] if at else None
         for end in ends:
             newest = None
             while at < len(samples) and samples[at].at_ms <= end:

@@ -61,17 +61,21 @@ class LiveRoutes:
     async def _pictures(self) -> AsyncIterator[bytes]:
         """A new picture when something has happened, at most once a second, and every five seconds anyway."""
         stopping = self._services.stopping
+        time_s = asyncio.get_running_loop().time
         number: int | None = None
         async with self._services.events.listening():
             yield sse.start(RETRY_MS)
+            if self._watch.newest is not None:
+                yield sse.event(self._watch.newest, kind="picture")
             while not stopping.is_set():
+                began_s = time_s()
                 if number is None:
                     with contextlib.suppress(Unavailable, Refused):
                         number = await self._services.events.newest()
-                yield sse.event(await self._watch.picture(), kind="picture")
-                began_s = asyncio.get_running_loop().time()
+                yield sse.event(await self._watch.picture(began_s), kind="picture")
+                shown_s = time_s()
                 number = await self._until_news(number)
-                rest_s = AT_MOST_EVERY_S - (asyncio.get_running_loop().time() - began_s)
+                rest_s = AT_MOST_EVERY_S - (time_s() - shown_s)
                 if rest_s > 0:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), rest_s)

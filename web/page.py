@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from html import escape
 from typing import Final
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -77,6 +77,9 @@ class PageRoutes:
     async def page(self, request: Request) -> Response:
         given = query(request, "token")
         there = safe_path(request.url.path)
+        rest = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
+        if rest:
+            there += f"?{urlencode(rest)}"
         if given is not None:
             return self._enter(there) if self._gate.is_token(given) else self._refuse(request, there, wrong=True)
         allowed = self._gate.scopes(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))
@@ -150,10 +153,12 @@ def preferred(header: str) -> str:
 
 
 def safe_path(text: str) -> str:
-    """A path of the page itself to come back to; `/` for whatever would lead elsewhere."""
-    path = text if len(text) <= NEXT_CHARS_MAX else "/"
+    """A path of the page itself to come back to, with its query; `/` for whatever would lead elsewhere."""
+    path, mark, rest = text.partition("?") if len(text) <= NEXT_CHARS_MAX else ("/", "", "")
     known = re.fullmatch(r"/(?:(?:queues|jobs|dead|schedules|workers|exams)(?:/.*)?)?", path, re.DOTALL)
-    return quote(path, safe="/%:") if known and path.isprintable() else "/"
+    if not known or not path.isprintable():
+        return "/"
+    return quote(path, safe="/%:") + mark + quote(rest, safe="=&%+*:")
 
 
 def _html(request: Request, text: str, status: int) -> Response:

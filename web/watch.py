@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from zq.client.verbs import NEWEST
@@ -28,10 +29,13 @@ log = logging.getLogger("zq.web")
 ANSWER_S: Final = 3.0
 """A broker that has not answered by then is shown as away."""
 FRESH_S: Final = 0.9
-"""A picture that is no older than this is shown to the next page too."""
+"""Between two looks at the broker, however many ask."""
 RUNNING_SEEN_MAX: Final = 200
 REWOUND_EVENTS_MAX: Final = 30_000
 RATE_WINDOW_MS: Final = 2 * STEP_MS
+DEAD_COUNTED_MAX: Final = 5_000
+DEAD_REST_S: Final = 2.0
+DEAD_AGAIN_S: Final = 60.0
 DISK_LOW_BYTES: Final = 1 << 30
 WORKER_SILENT_S: Final = 6.0
 """Three heartbeats of the default length."""
@@ -80,9 +84,21 @@ class LiveView(views.View, frozen=True):
     """null while it does not answer; then there are no queues and no workers here either."""
     queues: list[views.QueueView]
     workers: list[views.WorkerView]
+    dead: dict[str, int]
+    """By queue, the dead letters that are there; the queue's own count has those too that were dropped since."""
     rates: dict[str, RatesView]
     """By queue; a queue that is not here has not been known for long enough."""
     alarms: list[AlarmView]
+
+
+@dataclass
+class _DeadLetters:
+    """By queue: those that are there, and what the broker counted when that was found out."""
+
+    kept: dict[str, int] = field(default_factory=dict)
+    ever: dict[str, int] = field(default_factory=dict)
+    counted_s: float = -3600.0
+    """The loop's time."""
 
 
 class Watch:
@@ -94,6 +110,11 @@ class Watch:
         self._services = services
         self._asked = asyncio.Lock()
         self._shown: tuple[float, LiveView] | None = None
+        self._dead = _DeadLetters()
+
+    def dead_letters_changed(self) -> None:
+        """Some were dropped, which no count of the broker tells."""
+        self._dead.counted_s = -DEAD_AGAIN_S
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -104,12 +125,25 @@ class Watch:
             sampler.cancel()
             await asyncio.gather(sampler, return_exceptions=True)
 
-    async def picture(self) -> LiveView:
-        """What there is now. A broker that is away is part of the picture."""
+    @property
+    def newest(self) -> LiveView | None:
+        """The last picture, if it is fresh."""
+        fresh = self._shown is not None and self._shown[0] > asyncio.get_running_loop().time() - FRESH_S
+        return self._shown[1] if self._shown is not None and fresh else None
+
+    async def picture(self, since_s: float) -> LiveView:
+        """What there is, as seen not before `since_s` of the loop's time. Looks at most every FRESH_S, for all who ask.
+
+        A broker that is away is part of the picture.
+        """
         async with self._asked:
-            at_s = asyncio.get_running_loop().time()
-            if self._shown is None or at_s - self._shown[0] > FRESH_S:
-                self._shown = at_s, await self._look()
+            time_s = asyncio.get_running_loop().time
+            if self._shown is not None and self._shown[0] >= since_s:
+                return self._shown[1]
+            if self._shown is not None:
+                await asyncio.sleep(self._shown[0] + FRESH_S - time_s())
+            began_s = time_s()
+            self._shown = began_s, await self._look()
             return self._shown[1]
 
     async def _look(self) -> LiveView:
@@ -120,6 +154,7 @@ class Watch:
         except (Unavailable, Refused, TimeoutError) as error:
             detail = str(error) or f"the broker has not answered within {ANSWER_S:g} s"
             return away(now_ms(), detail)
+        await self._count_dead(queues)
         at_ms = now_ms()
         rates = self.history.rates(counts_of(queues), at_ms, RATE_WINDOW_MS)
         return LiveView(
@@ -127,11 +162,33 @@ class Watch:
             broker=_broker_view(broker),
             queues=[views.queue_view(queue) for queue in queues],
             workers=[views.worker_view(worker) for worker in workers],
+            dead={queue.name: self._dead.kept.get(queue.name, 0) for queue in queues if queue.dead},
             rates={
                 name: RatesView(accepted_per_s=a, done_per_s=d, failed_per_s=f) for name, (a, d, f) in rates.items()
             },
             alarms=alarms(broker, queues, workers),
         )
+
+    async def _count_dead(self, queues: list[QueueInfo]) -> None:
+        """When the broker's counts have moved, and now and then, for they do not move when letters are dropped."""
+        ever = {queue.name: queue.dead for queue in queues if queue.dead}
+        at_s = asyncio.get_running_loop().time()
+        age_s = at_s - self._dead.counted_s
+        if age_s < DEAD_REST_S or (ever == self._dead.ever and age_s < DEAD_AGAIN_S):
+            return
+        kept: dict[str, int] = dict.fromkeys(ever, 0)
+        after, seen = b"", 0
+        with contextlib.suppress(Unavailable, Refused):
+            while ever and seen < DEAD_COUNTED_MAX:
+                page = await self._services.client.jobs("", State.DEAD, after, limits.PAGE_ROWS_MAX)
+                for job in page.jobs:
+                    kept[job.queue] = kept.get(job.queue, 0) + 1
+                seen += len(page.jobs)
+                after = page.next
+                if not after:
+                    break
+            # Too many to be counted: what the broker says is the most that there can be.
+            self._dead = _DeadLetters(kept if not after else ever, ever, at_s)
 
     async def _sample_on(self) -> None:
         trouble = False
@@ -182,7 +239,7 @@ class Watch:
 
 def away(at_ms: int, detail: str) -> LiveView:
     alarm = AlarmView(kind="broker_away", level="bad", subject="", number=0, detail=detail)
-    return LiveView(at=views.when(at_ms) or "", broker=None, queues=[], workers=[], rates={}, alarms=[alarm])
+    return LiveView(at=views.when(at_ms) or "", broker=None, queues=[], workers=[], dead={}, rates={}, alarms=[alarm])
 
 
 def alarms(broker: BrokerInfo, queues: list[QueueInfo], workers: list[WorkerInfo]) -> list[AlarmView]:

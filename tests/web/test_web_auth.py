@@ -135,14 +135,3 @@ def test_the_link_becomes_a_cookie_that_reads(api: Api) -> None:
     assert api("GET", "/v1/queues").status_code == 200
     for method, path in [("POST", "/v1/jobs"), ("DELETE", "/v1/jobs/x"), ("POST", "/v1/exams/a/students/b/finish")]:
         problem(api(method, path), 403)
-
-
-def test_the_page_is_whole_and_calls_nobody_else(api: Api) -> None:
-    page = api("GET", "/").text
-    for path in ("/static/page.css", "/static/page.js"):
-        assert path in page
-        assert api("GET", path, headers={"Authorization": ""}).status_code == 200
-    assert "/static/widgets.js" in api("GET", "/static/page.js").text
-    assert "http" not in page.replace("http-equiv", "")
-    for name in ("page.js", "widgets.js", "page.css"):
-        assert "http" not in api("GET", f"/static/{name}").text

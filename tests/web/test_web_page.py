@@ -1,51 +1,147 @@
-"""The page as a person has it: in Chromium, with the link that `zq up` shows."""
+"""The page as it is served: the way in, its files, its policy, its language; and that its words are whole."""
 
 from __future__ import annotations
 
-import uuid
+import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.web.browser import PROGRAM, browser
-from tests.web.hands import kill_jobs
-from tests.web.test_web_streams import System
+from tests.web.conftest import Api, problem
+from zq.web.page import PATHS, preferred, safe_path
+from zq.web.page_files import FOLDER, page_files
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
+NOBODY = {"Authorization": ""}
+WORDS = re.compile(r'"([\w.-]+)": ("(?:[^"\\]|\\.)*")')
 
 
-def test_the_page_shows_what_is_there_and_its_buttons_do_what_they_say(tmp_path: Path) -> None:
-    system = System(tmp_path, max_connections=100)
-    queue, waiting = f"死{uuid.uuid4().hex[:8]}", f"q{uuid.uuid4().hex[:8]}"
-    ids = [system.submit(queue) for _ in range(3)]
-    kill_jobs(system.broker_port, queue, [f"OSError: 磁盘 {number}" for number in range(3)])
-    try:
-        with browser(tmp_path) as page:
-            page.open(f"http://127.0.0.1:{system.port}/?token={system.token}")
-            page.until(f"document.querySelector('#queue-rows')?.textContent.includes('{queue}')")
-            assert page.run("location.href") == f"http://127.0.0.1:{system.port}/"
-            assert "OSError: 磁盘" in page.until("document.querySelector('#dead-rows').textContent")
-            # A queue that comes is seen at once, by its event, not at the next look in ten seconds.
-            page.until("document.querySelector('#state').className === 'live'")
-            system.submit(waiting)
-            page.until(f"document.querySelector('#alarms').textContent.includes('{waiting}')")
-            page.run(f"document.querySelector('button[data-queue=\"{waiting}\"]').click()")
-            page.until(f"document.querySelector('button[data-queue=\"{waiting}\"]')?.dataset.action === 'resume'")
-            queues = {one["name"]: one for one in system.json("GET", "/v1/queues")["queues"]}
-            assert (queues[waiting]["paused"], queues[queue]["paused"]) == (True, False)
-            page.run("document.querySelector('#dead-rows button.link').click()")
-            page.until("document.querySelector('#detail').open")
-            assert "OSError" in page.run("document.querySelector('#detail').textContent")
-            page.run("document.querySelector('#detail-close').click()")
-            page.run("void document.querySelector('button[data-action=retry]').click()")
-            page.until("document.querySelector('#dead-rows').textContent.includes('No dead letters')")
-            assert {job["id"] for job in system.json("GET", "/v1/jobs?state=ready&task=t")["jobs"]} >= set(ids)
-            # Without the key of its tab the page only shows.
-            page.run("sessionStorage.clear()")
-            page.open(f"http://127.0.0.1:{system.port}/", width=390, height=844, dark=True)
-            page.until(f"document.querySelector('#queue-rows')?.textContent.includes('{queue}')")
-            assert page.run("document.querySelectorAll('td.acts').length") == 0
-            assert page.run("document.documentElement.scrollWidth") == 390
-            assert page.complaints == []
-    finally:
-        system.stop()
+def test_the_page_is_whole_and_calls_nobody_else(api: Api) -> None:
+    page = api("GET", "/").text
+    named = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page))
+    assert "/static/app.js" in named
+    for path in named:
+        answer = api("GET", path, headers=NOBODY)
+        assert answer.status_code == 200, path
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+    own = [name for name in page_files() if not name.startswith("vendor/") and name.endswith((".js", ".css"))]
+    for name in own:
+        text = (FOLDER / name).read_text("utf-8")
+        assert "http:" not in text.replace("http://www.w3.org", "")
+        assert "https:" not in text
+        for imported in re.findall(r'from "([^"]+)"', text):
+            assert (FOLDER / name).parent.joinpath(imported).resolve().is_file(), f"{name} imports {imported}"
+        assert f"/static/{name}" in page
+
+
+def test_what_is_not_of_the_page_is_not_served(api: Api) -> None:
+    for path in ("vendor/lit-html/LICENSE", "page.html", "locked.html", "../app.py", "%2e%2e/app.py"):
+        assert api("GET", f"/static/{path}").status_code == 404, path
+
+
+def test_a_file_that_is_known_is_not_sent_again(api: Api) -> None:
+    first = api("GET", "/static/app.js", headers={"Accept-Encoding": "gzip"})
+    assert (first.headers["content-encoding"], first.headers["cache-control"]) == ("gzip", "no-cache")
+    assert first.text == api("GET", "/static/app.js", headers={"Accept-Encoding": "identity"}).text
+    again = api("GET", "/static/app.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_every_part_of_the_page_has_an_address(api: Api) -> None:
+    for path in PATHS:
+        filled = re.sub(r"\{[^}]+\}", "%E9%98%9F1", path.replace("{queue:anything}", "%E9%98%9F%2F1"))
+        assert api("GET", filled).text.startswith("<!doctype html>"), path
+        assert api("GET", filled, headers=NOBODY).status_code == 401
+
+
+def test_the_form_lets_in_who_has_the_token(api: Api) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded", **NOBODY}
+    wrong = api("POST", "/login", headers=form, content="token=x&next=/jobs")
+    assert (wrong.status_code, "That is not the token" in wrong.text) == (401, True)
+    assert 'name="next" value="/jobs"' in wrong.text
+    right = api("POST", "/login", headers=form, content=f"next=/jobs/1&token={api.token}")
+    assert right.status_code == 303
+    assert right.headers["location"] == f"/jobs/1#operate={api.services.gate.page_key()}"
+    assert "HttpOnly" in right.headers["set-cookie"]
+    away = api("POST", "/login", headers=form, content=f"next=//evil.example/&token={api.token}")
+    assert away.headers["location"].startswith("/#")
+    problem(api("POST", "/login", headers=NOBODY, json={"token": api.token}), 415)
+    problem(api("POST", "/login", headers=form, content="a" * 9000), 413)
+
+
+def test_the_language_is_the_browsers_until_one_is_chosen(api: Api) -> None:
+    def lang(**headers: str) -> str:
+        found = re.search(r'<html lang="([^"]+)"', api("GET", "/", headers=headers).text)
+        assert found is not None
+        return found[1]
+
+    assert lang() == "en"
+    assert lang(**{"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}) == "zh-CN"
+    assert lang(**{"Accept-Language": "zh-CN", "Cookie": "zq_language=en"}) == "en"
+    assert lang(**{"Cookie": "zq_language=<script>"}) == "en"
+    assert 'data-theme="dark"' in api("GET", "/", headers={"Cookie": "zq_theme=dark"}).text
+    locked = api("GET", "/", headers={**NOBODY, "Accept-Language": "zh"})
+    assert "此页面已锁定" in locked.text
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [("", "en"), ("fr", "en"), ("fr, zh;q=0.3, en;q=0.2", "zh"), ("en;q=0.1, zh;q=0", "en"), ("ZH-hant;q=1", "zh")],
+)
+def test_accept_language(header: str, language: str) -> None:
+    assert preferred(header) == language
+
+
+@given(st.text(max_size=200))
+def test_any_header_has_a_language(header: str) -> None:
+    assert preferred(header) in ("en", "zh")
+
+
+PATH_TEXTS = st.text(max_size=60) | st.text("/.\\:@#?jobs", max_size=20) | st.just("/jobs//x") | st.just("/jobs\\")
+
+
+@given(PATH_TEXTS)
+def test_one_comes_back_to_the_page_and_nowhere_else(text: str) -> None:
+    path = safe_path(text)
+    assert re.fullmatch(r"/((queues|jobs|dead|schedules|workers|exams)(/[^#?\\\s]*)?)?(\?[^#\s]*)?", path), path
+
+
+def test_a_link_to_a_filter_keeps_it(api: Api) -> None:
+    opened = api("GET", f"/jobs?queue=a%26b&token={api.token}&where=x%3D1", headers=NOBODY)
+    assert opened.headers["location"] == f"/jobs?queue=a%26b&where=x%3D1#operate={api.services.gate.page_key()}"
+
+
+def words_of(language: str) -> dict[str, str]:
+    text = Path(FOLDER, "i18n", f"{language}.js").read_text("utf-8")
+    found = [(key, json.loads(value)) for key, value in WORDS.findall(text)]
+    assert len(found) == len(dict(found)), "a key is there twice"
+    return dict(found)
+
+
+def test_both_languages_say_everything() -> None:
+    en, zh = words_of("en"), words_of("zh")
+    assert en.keys() == zh.keys()
+    for key, text in en.items():
+        assert text.strip()
+        assert zh[key].strip()
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", zh[key])), key
+
+
+def test_every_word_that_is_used_is_there() -> None:
+    en = words_of("en")
+    sources = [path.read_text("utf-8") for path in FOLDER.rglob("*.js") if "vendor" not in path.parts]
+    named = {key for text in sources for key in re.findall(r'\bt(?:\.maybe)?\(\s*"([\w.-]+)"', text)}
+    assert len(named) > 200
+    assert named <= en.keys()
+
+
+def test_the_steps_reasons_and_states_of_the_protocol_have_words() -> None:
+    from zq.protocol.job import Cause, State
+    from zq.protocol.messages import WhyReason
+
+    en = words_of("en")
+    wanted = [f"cause.{cause.name.lower()}" for cause in Cause] + [f"state.{state.label}" for state in State]
+    wanted += [f"why.{reason.value}" for reason in WhyReason if reason is not WhyReason.NOT_WAITING]
+    assert [key for key in wanted if key not in en] == []

@@ -91,7 +91,7 @@ function switches() {
 
 function mode() {
   if (mayOperate()) return nothing;
-  return html`<p class="mode">${t("mode.read")} <a href="/login?next=${enc(location.pathname)}">${t("mode.unlock")}</a></p>`;
+  return html`<p class="mode">${t("mode.read")} <a href="/login?next=${enc(location.pathname + location.search)}">${t("mode.unlock")}</a></p>`;
 }
 
 const link = ([name, path]) => html`<a href=${path} aria-current=${here(path) ? "page" : nothing}>${icon(name)}<span>${t(`nav.${name}`)}</span>${tally(name)}</a>`;
@@ -106,7 +106,7 @@ function tabs() {
 }
 
 function notice() {
-  if (state.connection === "locked") return html`<div class="notice" role="alert">${icon("lock")}<span>${t("notice.locked")}</span><a href="/login?next=${enc(location.pathname)}">${t("mode.unlock")}</a></div>`;
+  if (state.connection === "locked") return html`<div class="notice" role="alert">${icon("lock")}<span>${t("notice.locked")}</span><a href="/login?next=${enc(location.pathname + location.search)}">${t("mode.unlock")}</a></div>`;
   if (state.connection === "lost" && state.heardAt) return html`<div class="notice" role="alert">${icon("dead")}<span>${t("notice.lost", { time: clock(state.heardAt, true) })}</span></div>`;
   return nothing;
 }

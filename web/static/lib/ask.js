@@ -1,7 +1,7 @@
 // Questions before something is done: one dialog, which says what will happen and to how many.
 import { html, nothing } from "./lit.js";
 import { said } from "./api.js";
-import { toast, update } from "./store.js";
+import { toast, update, updateNow } from "./store.js";
 import { t } from "./words.js";
 
 let open = null;
@@ -10,12 +10,11 @@ let open = null;
 export function confirm({ title, body, label, tone = "", act }) {
   return new Promise((resolve) => {
     open = { title, body, label, tone, act, resolve, busy: false, error: null };
-    update();
-    requestAnimationFrame(() => {
-      const dialog = document.getElementById("ask");
-      if (!dialog.open) dialog.showModal();
-      dialog.querySelector("[data-first]")?.focus();
-    });
+    // At once: the next key that is pressed is meant for the dialog.
+    updateNow();
+    const dialog = document.getElementById("ask");
+    if (!dialog.open) dialog.showModal();
+    dialog.querySelector("[data-first]")?.focus();
   });
 }
 

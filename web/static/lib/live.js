@@ -25,6 +25,8 @@ function take(picture) {
   const away = picture.broker === null;
   // What was known of the queues is worth more than nothing, as long as it is said to be old.
   if (away && state.live) picture = { ...state.live, alarms: picture.alarms, at: picture.at };
+  // What the page calls dead letters are those that are there.
+  if (!away) for (const queue of picture.queues) queue.dead = picture.dead[queue.name] ?? 0;
   state.live = picture;
   state.old = away;
   state.connection = "live";

@@ -25,6 +25,9 @@ export function update() {
   });
 }
 
+// Drawn when it returns: for what is needed in the page at once, such as where the focus shall go.
+export const updateNow = () => draw();
+
 export const now = () => Date.now() + state.skewMs;
 
 // Told of every picture. Returns how to stop.

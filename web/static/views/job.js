@@ -12,7 +12,7 @@ import { t } from "../lib/words.js";
 const LIVE = new Set(["scheduled", "ready", "running"]);
 const USAGE_EVERY_MS = 2000;
 const OUTCOME_TONE = { done: "done", failed: "dead", rejected: "dead", handed_back: "ready", lost: "dead", cancelled: "cancelled" };
-const CAUSE_TONE = { accept: "scheduled", due: "ready", dispatch: "running", finish: "done", fail: "dead", exhaust: "dead", lose: "dead", hand_back: "ready", operator_retry: "ready" };
+const CAUSE_TONE = { accept: "scheduled", due: "ready", dispatch: "running", finish: "done", fail: "dead", exhaust: "dead", lose: "dead", hand_back: "ready", operator_retry: "ready", stall: "dead" };
 const MERGE = "zq.workers.merge.merge_recording";
 
 export function job({ params }) {
@@ -128,7 +128,7 @@ function progressCard(one) {
     <div class="row"><strong>${part === null ? t("job.runs", { time: duration(runs) }) : `${Math.floor(100 * part)} %`}</strong>
       <span class="dim">${part === null ? nothing : html`${t("job.runs", { time: duration(runs) })}${left === null ? nothing : ` · ${t("job.left", { time: duration(left) })}`}`}</span></div>
     ${part === null ? nothing : bar(part, t("job.progress-label", { percent: `${Math.floor(100 * part)} %` }), "wide")}
-    <div class="row dim"><span>${one.progress?.message ?? ""}</span>${one.time_limit_s ? html`<span>${t("job.limit", { time: duration(one.time_limit_s) })}</span>` : nothing}</div></section>`;
+    <div class="row dim"><span>${one.stalled ? html`<span class="error">${t("job.stalled", { time: duration(one.quiet_s) })}</span>` : one.progress?.message ?? ""}</span>${one.time_limit_s ? html`<span>${t("job.limit", { time: duration(one.time_limit_s) })}</span>` : nothing}</div></section>`;
 }
 
 function gantt({ attempts }) {

@@ -11,6 +11,8 @@ import { state, totals, update } from "../lib/store.js";
 import { t } from "../lib/words.js";
 
 const STATES = ["running", "ready", "scheduled", "done", "dead", "cancelled", "expired"];
+// Of the others, counts tell how many there ever were, not how many are still kept.
+const COUNTED = new Set(["running", "ready", "scheduled", "dead"]);
 const ROWS = 50;
 const ROWS_REFRESHED_MAX = 500;
 const ACTIONS = { running: ["cancel"], ready: ["cancel"], scheduled: ["cancel"], done: ["drop"], dead: ["retry", "drop"], cancelled: ["retry", "drop"], expired: ["retry", "drop"], "": ["cancel", "retry"] };
@@ -92,7 +94,7 @@ export function jobs({ query }) {
       const sum = state.live ? totals(filter.queue ? state.live.queues.filter((q) => q.name === filter.queue) : state.live.queues) : null;
       const tab = (name, n) => html`<button type="button" aria-pressed=${filter.state === name} @click=${() => setQuery({ state: name })}>${name ? t(`state.${name}`) : t("all")}${n === null ? nothing : html` <b>${short(n)}</b>`}</button>`;
       return html`${heading(t("nav.jobs"), { sub: t("jobs.sub") })}
-        <div class="filters"><div class="segments" role="group" aria-label=${t("jobs.state")}>${tab("", null)}${STATES.map((name) => tab(name, sum ? sum[name] : null))}</div></div>
+        <div class="filters"><div class="segments" role="group" aria-label=${t("jobs.state")}>${tab("", null)}${STATES.map((name) => tab(name, sum && COUNTED.has(name) ? sum[name] : null))}</div></div>
         <form class="filters" role="search" @submit=${search}>
           <label class="search">${icon("search")}<span class="hidden">${t("jobs.search")}</span><input name="search" type="search" autocomplete="off" spellcheck="false" data-search placeholder=${t("jobs.search-hint")} .value=${current(document.activeElement?.dataset.search !== undefined ? document.activeElement.value : write(filter))}><kbd aria-hidden="true">/</kbd></label>
           <button class="button" type="submit">${t("jobs.find")}</button>

@@ -42,13 +42,14 @@ function card(worker, jobs) {
     ${mine.length ? html`<ul class="tree">${mine.map(running)}</ul>` : nothing}
     <div class="body"><dl class="facts">
       ${mine.length ? html`${fact(t("worker.cpu"), duration(cpu))}${fact(t("worker.memory"), peak ? bytes(peak) : "–")}${fact(t("worker.io"), io ? bytes(io) : "–")}` : nothing}
-      ${fact(t("worker.heard"), t("time.ago", { time: duration(worker.silent_s) }))}${fact(t("worker.up"), duration(worker.connected_s))}</dl></div>
+      ${worker.room ? fact(t("worker.room"), `${bytes(worker.room.disk_bytes)} / ${bytes(worker.room.memory_bytes)}`) : nothing}${fact(t("worker.heard"), t("time.ago", { time: duration(worker.silent_s) }))}${fact(t("worker.up"), duration(worker.connected_s))}</dl></div>
     <footer><span>${worker.software}</span></footer></section>`;
 }
 
 function running(job) {
   const part = fraction(job);
-  return html`<li><span><a href="/jobs/${job.id}">${shortTask(job.task)}</a> <span class="dim">${job.key}</span></span>
+  const stalled = job.stalled ? toned("bad", t("job.stalled", { time: duration(job.quiet_s) })) : nothing;
+  return html`<li><span><a href="/jobs/${job.id}">${shortTask(job.task)}</a> <span class="dim">${job.key}</span> ${stalled}</span>
     <span class="dim num">${part === null ? "" : `${Math.floor(100 * part)} % · `}${duration(since(job.started_at))}${job.usage.peak_rss_bytes ? ` · ${bytes(job.usage.peak_rss_bytes)}` : ""}</span></li>`;
 }
 

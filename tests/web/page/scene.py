@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.web.conftest import Process
 from zq.client.sync import Client
 from zq.config import load
 from zq.web import auth
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[3]
 MEDIA: Final = ROOT / "tests" / "media"
 EXAM: Final = "math-2025-final"
 WAIT_S: Final = 60.0
 STUDENTS: Final = (
-    ("20230101", "张伟", "ts-vp8-opus"), ("20230102", "王芳", "reload-vp9-opus"), ("20230103", "Ana Müller", "mp4-uniform"),
-    ("20230104", "李娜", "audio-missing"), ("20230105", "欧阳明", "resize-mid"), ("20230106", "Jean-Luc Picard", ""),
-    ("20230107", "陈静", ""), ("20230108", "赵磊", ""), ("20230109", "周杰", ""), ("20230110", "吴敏", ""),
+    ("20230101", "张伟", "ts-vp8-opus"), ("20230102", "王芳", "reload-vp9-opus"),
+    ("20230103", "Ana Müller", "mp4-uniform"), ("20230104", "李娜", "audio-missing"),
+    ("20230105", "欧阳明", "resize-mid"), ("20230106", "Jean-Luc Picard", ""), ("20230107", "陈静", ""),
+    ("20230108", "赵磊", ""), ("20230109", "周杰", ""), ("20230110", "吴敏", ""),
 )  # fmt: skip
 """Number, name, and the recording that is uploaded, if any."""
 
@@ -48,7 +49,7 @@ offline_after_s = 4
 [queues.reports]
 slots = 3
 [schedules.nightly-export]
-task = "tests.web.scene_tasks.transcript"
+task = "tests.web.page.scene_tasks.transcript"
 queue = "reports"
 every_s = 3600
 kwargs = {{ student_id = "all", exam_id = "{exam}" }}
@@ -88,14 +89,14 @@ class Scene:
         return self.start("zq.workers", "--queue", queue, "--slots", str(slots), "--name", name, *arguments)
 
     def other_work(self) -> subprocess.Popen[bytes]:
-        return self.worker("reports", 3, "office-1:reports", "--tasks", "tests.web.scene_tasks", "--tag", "disk=a")
+        return self.worker("reports", 3, "office-1:reports", "--tasks", "tests.web.page.scene_tasks", "--tag", "disk=a")
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         import httpx
 
         sent = {"Authorization": f"Bearer {self.token}", **(headers or {})}
         options = {"content": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
-        answer = httpx.request(method, self.url + path, headers=sent, timeout=30, **options)  # type: ignore[arg-type]
+        answer = httpx.request(method, self.url + path, headers=sent, timeout=30, **options)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.content
 
