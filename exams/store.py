@@ -100,6 +100,15 @@ class ExamStore:
             rows = connection.execute(statement.order_by(exams.c.start_time).limit(PAGE_ROWS_MAX))
             return [_exam(row) for row in rows]
 
+    def coming_exams(self, before_ms: int) -> list[Exam]:
+        """Those that are active, and those that start before this time; the nearest PAGE_ROWS_MAX of them."""
+        statement = _select_exams().where(
+            exams.c.status.in_((ExamStatus.ACTIVE, ExamStatus.PENDING)), exams.c.start_time < before_ms
+        )
+        with self.database.read() as connection:
+            rows = connection.execute(statement.order_by(exams.c.start_time).limit(PAGE_ROWS_MAX))
+            return [_exam(row) for row in rows]
+
     def edit_times(
         self, exam_id: str, *, now_ms: int, start: times.Instant | None = None, end: times.Instant | None = None
     ) -> Exam:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zq.exams import merging, names, times
+from zq.exams import merging, moments, names, times
 from zq.exams.model import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX, Exam, MergeRequest, Student
 from zq.exams.status import MergeState
 from zq.exceptions import Refused, Unavailable
@@ -89,6 +89,7 @@ class ExamRoutes:
         exam, created = await asyncio.to_thread(
             self._store.create_exam, body.id, body.name, body.start, body.end, now_ms=now_ms()
         )
+        await tell_moments(self._services, exam)
         added = 0
         if body.students:
             pairs = [(student.id, student.name) for student in body.students]
@@ -131,6 +132,7 @@ class ExamRoutes:
         exam = await asyncio.to_thread(
             self._store.edit_times, exam_id, now_ms=now_ms(), start=body.start, end=body.end
         )
+        await tell_moments(self._services, exam)
         return json_response(exam_view(exam, self._store.zone))
 
     async def get_student(self, request: Request) -> Response:
@@ -268,6 +270,14 @@ class ExamRoutes:
 def student_key(request: Request) -> tuple[str, str]:
     """Raises ExamError for what cannot be ids, before they are used for anything."""
     return names.exam_id(request.path_params["exam_id"]), names.student_id(request.path_params["student_id"])
+
+
+async def tell_moments(services: Services, exam: Exam) -> None:
+    """A status check at the exam's start, end and merges. Without the broker the next check sees to it."""
+    try:
+        await services.client.submit_many(moments.requests_of(exam, services.config, now_ms()))
+    except (Unavailable, Refused) as error:
+        log.warning("the moments of an exam wait for the next status check: %s", error, extra={"exam": exam.id})
 
 
 async def submit(services: Services, merge: MergeRequest) -> bool:

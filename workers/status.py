@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SHOWN_MAX = 100
 """Students named in a result; a whole exam may go offline at once."""
 
+MOMENTS_AHEAD_MS = 24 * 3600 * 1000
+"""Exams that start within a day have their moments with the broker."""
+
 NOTHING = {
     "started": [], "completed": [], "live": 0, "online": 0, "went_offline": [], "came_online": [], "closed": [],
 }  # fmt: skip
@@ -36,6 +39,7 @@ class _Slot:
     def __init__(self) -> None:
         from zq.client.sync import Client
         from zq.exams.late_store import presence_of
+        from zq.exams.moments import Moments
         from zq.exams.reconcile import Reconciler
         from zq.exams.storage import RecordingStorage
         from zq.exams.store import ExamStore
@@ -45,6 +49,7 @@ class _Slot:
         self.storage = RecordingStorage(self.config.storage_path)
         self.client = Client(self.config)
         self.reconciler = Reconciler(self.store)
+        self.moments = Moments(self.config)
         self.presence = presence_of(self.config, self.store)
         self._checked = False
 
@@ -88,7 +93,16 @@ def check_exams() -> dict[str, Any]:
     merges = [*report.merges, *found.again]
     if merges:
         result["merges"], result["trouble"] = _submit(slot, merges)
+    _tell_moments(slot, now_ms)
     return result
+
+
+def _tell_moments(slot: _Slot, now_ms: int) -> None:
+    """Of exams that somebody else has made or moved, and of those whose web service could not reach the broker."""
+    try:
+        slot.moments.tell(slot.client, slot.store.coming_exams(now_ms + MOMENTS_AHEAD_MS), now_ms)
+    except (zq.Unavailable, zq.Refused, ExamError) as error:
+        log.warning("the broker was not told when exams begin and end; the next check tells it: %s", error)
 
 
 def _tell(slot: _Slot, report: StatusReport) -> None:
