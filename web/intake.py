@@ -57,20 +57,22 @@ class Intake:
         nothing of it is left."""
         merged, writer = await in_thread(self._open, exam_id, student_id, name, declared)
         try:
-            waiting = bytearray()
+            waiting: list[bytes] = []
+            waiting_bytes = 0
             digest = hashlib.sha256()
             async for part in parts:
-                waiting += part
+                waiting.append(part)
+                waiting_bytes += len(part)
                 if merged is not None:
                     digest.update(part)
-                if len(waiting) >= WRITE_BYTES:
-                    await in_thread(writer.write, bytes(waiting))
-                    waiting.clear()
+                if waiting_bytes >= WRITE_BYTES:
+                    await in_thread(_write, writer, waiting)
+                    waiting, waiting_bytes = [], 0
             if merged is not None and merged.sha256 == digest.hexdigest():
                 # Its answer was lost, and meanwhile it was merged and cleaned up.
-                size_bytes = writer.written_bytes + len(waiting)
+                size_bytes = writer.written_bytes + waiting_bytes
                 return SegmentView(name=name, size_bytes=size_bytes, sha256=merged.sha256, created=False)
-            stored, student = await in_thread(self._commit, writer, bytes(waiting), exam_id, student_id, name, declared)
+            stored, student = await in_thread(self._commit, writer, waiting, exam_id, student_id, name, declared)
         finally:
             await in_thread(writer.abort)
         self._services.heartbeats.learn(exam_id, student_id)
@@ -106,9 +108,9 @@ class Intake:
         return None
 
     def _commit(
-        self, writer: SegmentWriter, rest: bytes, exam_id: str, student_id: str, name: str, declared: Declared
+        self, writer: SegmentWriter, rest: list[bytes], exam_id: str, student_id: str, name: str, declared: Declared
     ) -> tuple[SegmentView, Student]:
-        writer.write(rest)
+        _write(writer, rest)
         stored = writer.commit()
         segment = Segment(name, declared.seq, declared.ts_ms, stored.size_bytes, stored.sha256, now_ms())
         if stored.created or not _on_record(stored.folder, segment):
@@ -119,6 +121,11 @@ class Intake:
                 raise Problem(503, "unavailable", detail, retry_after_s=5) from error
         view = SegmentView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, created=stored.created)
         return view, self._services.store.get_student(exam_id, student_id)
+
+
+def _write(writer: SegmentWriter, parts: list[bytes]) -> None:
+    for part in parts:
+        writer.write(part)
 
 
 def _on_record(folder: Path, segment: Segment) -> bool:

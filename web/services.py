@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 FLUSH_S = 0.5
 """Between writes of heartbeats: what a crash may lose."""
-THREADS = 8
-"""For the database (four connections) and for files. Each has a stack; more would only wait for the same disk."""
+THREADS = 16
+"""For the database (four connections) and for files. Each has a stack. On a disk that takes long to sync, many uploads
+wait for it at once, and logins must not wait behind them."""
 
 
 class Services:
