@@ -48,11 +48,12 @@ _QUEUES_MAX = 64
 )
 @click.option("--broker", metavar="URL", help="Address of the broker, such as tcp://HOST:5570.")
 @click.option("--name", default="", metavar="NAME", help="Name of this worker (default: HOST:QUEUES:1, …:2, …).")
+@click.option("--reload", "reloads", is_flag=True, help="For development: start again when code has changed.")
 @click.option("--config", "config_path", metavar="PATH", help="Configuration file (default: ZQ_CONFIG or ./zq.toml).")
 def command(
     queues: tuple[str, ...], slots: tuple[int, ...], concurrency: tuple[int, ...], modules: tuple[str, ...],
     tags: tuple[str, ...], max_tasks_per_slot: int | None, max_memory_per_slot: int | None,
-    broker: str | None, name: str, config_path: str | None,
+    broker: str | None, name: str, reloads: bool, config_path: str | None,
 ) -> None:  # fmt: skip
     """Run the tasks of the named queues.
 
@@ -69,12 +70,32 @@ def command(
         chosen = choose_modules(config, queues, modules)
         config = with_recycling(with_tags(config, tags), max_tasks_per_slot, max_memory_per_slot)
         configure(config.log.level, config.log.json)
+        if reloads:
+            sys.exit(_run_reloading(config))
         with take_name(config.data_path, list(slots_of), name) as identity:
             code = Runner(config, identity, slots_of, chosen, at_once).run()
     except (ConfigError, NameRefused) as error:
         click.echo(f"zq worker: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     sys.exit(code)
+
+
+def _run_reloading(config: Config) -> int:
+    from zq.workers.reload import Reloader, roots_of, worker_argv
+
+    return Reloader(worker_argv(_words()), roots_of(os.environ), config.data_path).run()
+
+
+def _words() -> list[str]:
+    """This command line, however it was begun, without --reload."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if option.name != "reloads" and value not in (None, ""):
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [option.opts[0], str(one)]
+    return words
 
 
 def _configured(config: Config, broker: str | None) -> Config:

@@ -24,7 +24,7 @@ import click
 from zq import readiness
 from zq.cli_options import config_option, json_option
 from zq.config import Config, load
-from zq.supervision import ControlError, Program, Supervisor, check_usable
+from zq.supervision import STOP_MARGIN_S, ControlError, Program, Supervisor, check_usable, worker_name
 from zq.system_processes import SystemProcesses, tree_of, what_is
 from zq.web.auth import ensure_token
 from zq.workers.process import ProcessKey, send_signal
@@ -32,8 +32,9 @@ from zq.workers.process import ProcessKey, send_signal
 EXIT_NOT_RUNNING = 3
 """Of `zq status`, as for any service: something that should run does not (LSB)."""
 _STEP_S = 0.1
-_STOP_MARGIN_S = 15.0
-"""What everything but the drain of the workers may take at a stop, before it is ended by force."""
+_SERVES_WITHIN_S = 15.0
+"""A worker that was started again should have said so to the broker."""
+_FRESH_S = 5.0
 _KILLED_WITHIN_S = 10.0
 _TAIL_LINES = 15
 _TAIL_BYTES = 16_384
@@ -141,7 +142,7 @@ def _terminate(keys: Sequence[ProcessKey]) -> None:
 
 def _wait_gone(processes: SystemProcesses, config: Config, say: Any) -> None:
     worker = config.worker
-    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + _STOP_MARGIN_S
+    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + STOP_MARGIN_S
     said_at_s, said = time.monotonic(), ""
     while living := processes.living():
         now_s = time.monotonic()
@@ -226,20 +227,45 @@ def down(config_path: str | None) -> None:
 @config_option
 @click.argument("names", metavar="NAME…", nargs=-1, required=True)
 def restart(config_path: str | None, names: tuple[str, ...]) -> None:
-    """Stop programs cleanly and start them again: broker, scheduler, web, a worker, or `all`."""
+    """Stop programs cleanly and start them again: broker, scheduler, web, a worker, `workers`, or `all`.
+
+    One after the other: the next one is stopped when the one before it runs again, a worker when it serves its queue.
+    A worker lets running jobs finish for worker.drain_s and hands back the others, which costs them no attempt.
+    """
     config = load(config_path)
     supervisor = Supervisor(config.data_path)
     if supervisor.pid() is None:
         raise ControlError(f"zq is not running in {config.data_path}; `zq up` starts it")
     with _one_at_a_time(config.data_path):
         known = [program.name for program in supervisor.programs()]
-        for name in known if names == ("all",) else names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, and all"
+        queues = {worker_name(queue): queue for queue in config.queues}
+        groups = {"all": known, "workers": [name for name in known if name in queues]}
+        for name in names:
+            if name not in known and name not in groups:
+                near = difflib.get_close_matches(name, [*known, *groups], n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, workers, and all"
                 raise ControlError(f"no program is called {name!r}; {hint}")
-        for name in known if names == ("all",) else dict.fromkeys(names):
+        for name in dict.fromkeys(one for given in names for one in groups.get(given, [given])):
             _restart(config, supervisor, name)
+            if name in queues:
+                _wait_serving(config, queues[name])
+
+
+def _wait_serving(config: Config, queue: str) -> None:
+    """Wait until a worker that has just come serves the queue. One that is late is said, and not waited for longer."""
+    from zq.client.sync import Client
+    from zq.exceptions import Refused, Unavailable
+
+    began_s = time.monotonic()
+    with Client(config, timeout_s=1.0) as client:
+        while (waited_s := time.monotonic() - began_s) < _SERVES_WITHIN_S:
+            with contextlib.suppress(Unavailable, Refused):
+                for worker in client.workers():
+                    fresh = worker.connected_ms <= (waited_s + _FRESH_S) * 1000
+                    if fresh and any(served.queue == queue for served in worker.queues):
+                        return
+            time.sleep(_STEP_S)
+    click.echo(f"queue {queue} has no new worker after {_SERVES_WITHIN_S:g} s: see `zq status`, `zq workers`", err=True)
 
 
 def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
@@ -249,7 +275,7 @@ def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
     worker = config.worker
     click.echo(f"{name}: stopping")
     supervisor.stop_program(name)
-    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + _STOP_MARGIN_S
+    kill_from_s = time.monotonic() + worker.drain_s + worker.kill_grace_s + STOP_MARGIN_S
     while (program := now()).pid:
         if time.monotonic() > kill_from_s:
             for key in tree_of(program.pid):
@@ -257,7 +283,7 @@ def _restart(config: Config, supervisor: Supervisor, name: str) -> None:
                 send_signal(key, signal.SIGKILL)
         time.sleep(_STEP_S)
     supervisor.start_program(name)
-    until_s = time.monotonic() + _STOP_MARGIN_S
+    until_s = time.monotonic() + STOP_MARGIN_S
     while (program := now()).state != "RUNNING":
         if program.state in _NOT_COMING or time.monotonic() > until_s:
             raise ControlError(f"{name} is {program.state.lower()}; {program.log} ends with:\n{tail(program.log)}")

@@ -7,6 +7,7 @@ number of systems live side by side on one machine.
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import socket
 import subprocess
@@ -26,6 +27,10 @@ SOCKET_PATH_BYTES_MAX = 96
 """A Unix socket's path has 107 bytes, of which supervisord needs some for a temporary name."""
 _BUILT_IN_WORKERS = {"status_check": "status-worker", "video_merge": "merge-worker"}
 _ANSWER_S = 10.0
+STOP_WAIT_S = 1900
+"""stopwaitsecs of the workers in supervisord.conf."""
+STOP_MARGIN_S = 15.0
+"""What everything but the drain may take when a worker stops."""
 
 
 class ControlError(ZqError):
@@ -72,9 +77,20 @@ def worker_name(queue: str) -> str:
     return _BUILT_IN_WORKERS.get(queue, f"worker-{queue}")
 
 
+def stop_wait_s(config: Config) -> int:
+    """How long supervisord waits for a worker that was told to stop: always longer than the worker takes."""
+    return max(STOP_WAIT_S, math.ceil(config.worker.drain_s + config.worker.kill_grace_s + STOP_MARGIN_S))
+
+
+def own_configuration(config: Config) -> bool:
+    """Whether this system needs more than supervisord.conf says."""
+    return not _BUILT_IN_WORKERS.keys() >= config.queues.keys() or stop_wait_s(config) > STOP_WAIT_S
+
+
 def configuration_text(config: Config) -> str:
-    """supervisord.conf, with a program for each queue that it does not have."""
+    """supervisord.conf, with a program for each queue that it does not have, and time for the workers' drain."""
     text = configuration_file().read_text("utf-8")
+    text = text.replace(f"stopwaitsecs={STOP_WAIT_S}\n", f"stopwaitsecs={stop_wait_s(config)}\n")
     # A further worker is what the merge worker is, for another queue.
     section = "[program:merge-worker]" + text.partition("[program:merge-worker]")[2].partition("\n[")[0].rstrip()
     for queue in config.queues:
@@ -124,7 +140,7 @@ class Supervisor:
         """Start supervisord in the background; its programs start by themselves. It answers when this returns."""
         (self.data_dir / "log").mkdir(mode=0o750, parents=True, exist_ok=True)
         file = configuration_file()
-        if not _BUILT_IN_WORKERS.keys() >= config.queues.keys():
+        if own_configuration(config):
             file = self.data_dir / "supervisord.conf"
             file.write_text(configuration_text(config), "utf-8")
         run = subprocess.run(

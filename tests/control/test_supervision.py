@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zq.config import Config, ConfigError, QueueSection, load
+from zq.config import Config, ConfigError, QueueSection, WorkerSection, load
 from zq.supervised import STARTED_AFTER_S
 from zq.supervision import (
     SOCKET_PATH_BYTES_MAX,
@@ -21,6 +21,7 @@ from zq.supervision import (
     configuration_file,
     configuration_text,
     environment,
+    own_configuration,
 )
 from zq.system_processes import SystemProcesses, what_is
 from zq.workers.process import key_of
@@ -52,6 +53,15 @@ def test_a_drain_is_never_cut_short_by_supervisord() -> None:
     parser = read(configuration_file().read_text("utf-8"))
     for name in ("status-worker", "merge-worker"):
         assert int(parser[f"program:{name}"]["stopwaitsecs"]) > Config().worker.time_limit_s
+
+
+def test_a_longer_drain_has_its_time(tmp_path: Path) -> None:
+    long = Config(data_dir=str(tmp_path), worker=WorkerSection(drain_s=7200))
+    assert not own_configuration(Config())
+    assert own_configuration(long)
+    parser = read(configuration_text(long))
+    assert int(parser["program:merge-worker"]["stopwaitsecs"]) > 7200 + long.worker.kill_grace_s
+    assert parser["program:broker"]["stopwaitsecs"] == "30"
 
 
 def test_the_socket_is_for_its_owner_and_there_is_no_other_door() -> None:
