@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from zq.broker.hours import hour_ms
 from zq.broker.journal import Counts, View
 from zq.broker.records import Index, JobRow, holds_key, index_keys, key_digest
 from zq.protocol.job import ENDED, LIVE, TRANSITIONS, State, decode_spec, digest, format_id
@@ -44,6 +45,7 @@ class _Check:
         self._keys = 0
         self._indexed = dict.fromkeys(Index, 0)
         self._states: dict[str, dict[State, int]] = defaultdict(lambda: dict.fromkeys(State, 0))
+        self._hours: dict[tuple[str, int], dict[State, int]] = defaultdict(lambda: dict.fromkeys(State, 0))
         oldest = view.events(0, 1)
         self._oldest_event = oldest[0].number if oldest else view.last_event + 1
 
@@ -58,12 +60,16 @@ class _Check:
         yield from self._of_concurrency()
         for name, counts in sorted(self._view.counts().items()):
             yield from _of_counts(name, counts, self._states.pop(name, dict.fromkeys(State, 0)))
+            yield from self._of_hours(name, counts)
         for name in sorted(self._states):
             yield f"queue '{name}' has jobs and no counts"
+        for name, start_ms in sorted(self._hours):
+            yield f"queue '{name}' has jobs of the hour at {start_ms} ms and no counts of it"
 
     def _of_job(self, row: JobRow) -> Iterator[str]:
         self._rows += 1
         self._states[row.queue][row.state] += 1
+        self._hours[row.queue, hour_ms(row)][row.state] += 1
         yield from _of_row(row, self._view)
         yield from _of_spec(row, self._view.spec(row.id))
         for index, key in index_keys(row):
@@ -81,6 +87,19 @@ class _Check:
             self._results += 1
             if row.state is not State.DONE:
                 yield "it has a result and is not done"
+
+    def _of_hours(self, name: str, counts: Counts) -> Iterator[str]:
+        since_ms = accepted = 0
+        while page := self._view.hours(name, since_ms, _PAGE):
+            since_ms = page[-1].start_ms + 1
+            for row in page:
+                accepted += row.accepted
+                by_state = {state: row.by_state.get(int(state), 0) for state in State}
+                there = self._hours.pop((name, row.start_ms), dict.fromkeys(State, 0))
+                for problem in _of_counts(name, Counts(row.accepted, by_state), there):
+                    yield f"hour at {row.start_ms} ms: {problem}"
+        if accepted > counts.accepted:
+            yield f"queue '{name}': {accepted} accepted by its hours, {counts.accepted} in all"
 
     def _of_attempts(self, row: JobRow) -> Iterator[str]:
         attempts = self._view.attempts(row.id)

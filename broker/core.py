@@ -96,7 +96,7 @@ class Core:
             m.RetryEnded: self._retry, m.Wait: self._wait, m.AskQueues: self._ask_queues, m.AskJobs: self._ask_jobs,
             m.AskJob: self._ask_job, m.AskWorkers: self._ask_workers, m.AskBroker: self._ask_broker,
             m.Drop: self._drop, m.SetQueue: self._set_queue, m.AskWhy: self._ask_why, m.AskEvents: self._ask_events,
-            m.AskRegisters: self._ask_registers, m.SetRegister: self._set_register,
+            m.AskHours: self._ask_hours, m.AskRegisters: self._ask_registers, m.SetRegister: self._set_register,
         }  # fmt: skip
         self._adopt_running(view, now_ms)
 
@@ -381,6 +381,9 @@ class Core:
         else:
             self.orders.set_queue(session, message, now_ms)
             self._send(session, m.QueueSet(message.request, self.queries.queue(message.queue, now_ms)))
+
+    def _ask_hours(self, session: Session, message: m.AskHours, now_ms: int) -> None:
+        self._send(session, self.queries.hours(message))
 
     def _ask_registers(self, session: Session, message: m.AskRegisters, now_ms: int) -> None:
         self._send(session, self.registers.read(message))

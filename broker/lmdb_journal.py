@@ -24,6 +24,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 
+from zq.broker.hours import Hours, changed, hour_key
 from zq.broker.journal import Counts, JournalError, JournalRefused, Notes, Step, apply_counts
 from zq.broker.journal_folder import (
     LOG_FILE,
@@ -44,6 +45,7 @@ from zq.broker.lmdb_view import (
     TABLES,
     CountsRow,
     LmdbView,
+    decode_hour,
     encode,
     refuse_format,
 )
@@ -52,6 +54,7 @@ from zq.broker.records import (
     FORMAT,
     AttemptRow,
     EventRow,
+    HourRow,
     Index,
     JobRow,
     KeptResult,
@@ -122,6 +125,7 @@ class LmdbJournal(LmdbView):
         self._fresh_events: list[EventRow] = []
         self._fresh_facts: dict[str, bytes] = {}
         self._unsettled_counts: set[str] = set()
+        self._hours = Hours()
         self._too_large: bytes | None = None
         self._txn: lmdb.Transaction | None = None
         self._changed = False
@@ -232,10 +236,12 @@ class LmdbJournal(LmdbView):
     def _take(self, steps: Sequence[Step], now_ms: int, notes: Notes) -> None:
         """What the log has and the tables do not have yet."""
         add = self._pending.add
+        add_hour = self._hours.add
         counts = self._counts
         events: list[EventRow] = []
         for step in steps:
             add(step)
+            add_hour(step)
             apply_counts(counts, step)
             events += step.events
             after = step.after
@@ -293,6 +299,7 @@ class LmdbJournal(LmdbView):
             self._fresh_events.clear()
             self._fresh_facts.clear()
             self._unsettled_counts.clear()
+            self._hours.changes.clear()
 
     def _in_tables(self, work: Callable[[], None]) -> None:
         """Run `work`, which changes the tables; if the map is too small for it, in a larger one, from the log again."""
@@ -316,6 +323,7 @@ class LmdbJournal(LmdbView):
         self._pending.clear()
         self._fresh_events.clear()
         self._fresh_facts.clear()
+        self._hours.changes.clear()
         self._load()
         self._replay()
         self._epoch = epoch
@@ -360,6 +368,11 @@ class LmdbJournal(LmdbView):
             now = self._counts[queue]
             row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
             txn.put(key_digest(queue), encode(row), db=tables["counts"])
+        for (queue, start_ms), by in self._hours.changes.items():
+            key = hour_key(queue, start_ms)
+            found = txn.get(key, db=tables["hour"])
+            earlier = decode_hour(found) if found is not None else None
+            txn.put(key, encode(changed(earlier, queue, start_ms, by)), db=tables["hour"])
 
     def _take_away(self, txn: lmdb.Transaction, step: Step, kept: list[tuple[Index, bytes]]) -> None:
         """What the tables have of a job and will not have any more."""
@@ -387,6 +400,16 @@ class LmdbJournal(LmdbView):
         surplus = int(self._read().stat(self._tables["event"])["entries"]) - kept_max
         if surplus > 0:
             self._in_tables(lambda: self._drop_events(min(surplus, limit)))
+
+    def forget_hours(self, queue: str, before_ms: int, limit: int) -> None:
+        """See Journal. Not logged either."""
+        over = [row for row in self.hours(queue, 0, limit) if row.start_ms < before_ms and not row.live]
+        if over:
+            self._in_tables(lambda: self._drop_hours(over))
+
+    def _drop_hours(self, rows: Sequence[HourRow]) -> None:
+        for row in rows:
+            self._writer().delete(hour_key(row.queue, row.start_ms), db=self._tables["hour"])
 
     def _drop_events(self, count: int) -> None:
         cursor = self._writer().cursor(db=self._tables["event"])

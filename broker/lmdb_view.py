@@ -16,9 +16,10 @@ from typing import Any
 import lmdb
 import msgspec
 
+from zq.broker.hours import hour_key
 from zq.broker.journal import Counts, JournalRefused, Totals, prefix_end
 from zq.broker.journal_folder import LOG_FILE, TABLES_FILE, in_use
-from zq.broker.records import FORMAT, AttemptRow, EventRow, Index, JobRow, KeptResult, key_digest
+from zq.broker.records import FORMAT, AttemptRow, EventRow, HourRow, Index, JobRow, KeptResult, key_digest, queue_prefix
 from zq.protocol.job import State
 
 DATA_FORMAT = 0
@@ -29,7 +30,7 @@ LOG_TAG = b"log"
 CHECKPOINT_WAIT_S = 5.0
 _POLL_S = 0.02
 
-TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "event", "fact", *Index)
+TABLES = ("meta", "row", "spec", "attempt", "result", "keyed", "counts", "hour", "event", "fact", *Index)
 DATABASES_MAX = 32
 READERS_MAX = 64
 
@@ -37,6 +38,7 @@ encode = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(JobRow).decode
 _decode_attempt = msgspec.msgpack.Decoder(AttemptRow).decode
 _decode_event = msgspec.msgpack.Decoder(EventRow).decode
+decode_hour = msgspec.msgpack.Decoder(HourRow).decode
 _decode_result = msgspec.msgpack.Decoder(KeptResult).decode
 
 
@@ -173,6 +175,17 @@ class LmdbView:
         for _, value in self._read().cursor(db=self._tables["counts"]):
             row = _decode_counts(value)
             found[row.queue] = Counts(row.accepted, {s: row.by_state.get(s, 0) for s in State})
+        return found
+
+    def hours(self, queue: str, since_ms: int, limit: int) -> list[HourRow]:
+        cursor = self._read().cursor(db=self._tables["hour"])
+        prefix = queue_prefix(queue)
+        found: list[HourRow] = []
+        if cursor.set_range(hour_key(queue, since_ms)):
+            for key, value in cursor:
+                if not bytes(key).startswith(prefix) or len(found) == limit:
+                    break
+                found.append(decode_hour(value))
         return found
 
     def _number(self, name: bytes) -> int:

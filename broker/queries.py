@@ -11,7 +11,7 @@ from zq.broker.book import Book
 from zq.broker.feed import Feed
 from zq.broker.leases import Leases
 from zq.broker.queues import Queues
-from zq.broker.records import Index, JobRow, queue_prefix, state_prefix
+from zq.broker.records import HourRow, Index, JobRow, queue_prefix, state_prefix
 from zq.broker.sessions import Sessions
 from zq.protocol import limits
 from zq.protocol import messages as m
@@ -192,6 +192,10 @@ class Queries:
             stalled=lease is not None and lease.stalled,
         )
 
+    def hours(self, ask: m.AskHours) -> m.Hours:
+        rows = self._book.view.hours(ask.queue, ask.since_ms, ask.limit)
+        return m.Hours(ask.request, ask.queue, [_hour(row) for row in rows])
+
     def workers(self, request: int, now_ms: int) -> m.Workers:
         workers: list[m.WorkerInfo] = []
         size_bytes = 0
@@ -231,3 +235,7 @@ class Queries:
             accepting=accepting,
             software=facts.software,
         )
+
+
+def _hour(row: HourRow) -> m.HourInfo:
+    return m.HourInfo(row.start_ms, row.accepted, *(row.by_state.get(int(state), 0) for state in State))

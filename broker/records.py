@@ -111,6 +111,19 @@ class EventRow(msgspec.Struct, frozen=True, array_like=True):
     detail: str = ""
 
 
+class HourRow(msgspec.Struct, frozen=True, array_like=True):
+    """Jobs of one queue that were accepted in one hour, by the state they are in now."""
+
+    queue: str
+    start_ms: int
+    accepted: int
+    by_state: dict[int, int]
+
+    @property
+    def live(self) -> bool:
+        return any(self.by_state.get(int(state), 0) for state in LIVE)
+
+
 class KeptResult(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
     expires_ms: int

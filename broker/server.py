@@ -25,6 +25,7 @@ from zq.broker.access import Access
 from zq.broker.ballast import Ballast
 from zq.broker.clock import Clock
 from zq.broker.core import Core, Settings
+from zq.broker.hours import KEPT_MS as HOURS_KEPT_MS
 from zq.broker.journal import JournalError
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.queries import Facts
@@ -45,6 +46,7 @@ ROUND_MESSAGES = 1000
 LOOK_AROUND_MS = 1000
 FORGET_EVENTS = 5000
 """Old events dropped in one go: more than that many a second come only in bursts."""
+FORGET_HOURS = 100
 EXIT_JOURNAL = 74
 """EX_IOERR of sysexits(3): the journal failed, and what is on disk decides at the next start."""
 
@@ -66,6 +68,7 @@ class Server:
         self.core = Core(self._journal, self._journal.epoch, now_ms, settings(config), self._facts)
         self._stopping = False
         self._next_look_ms = 0
+        self._hours_turn = 0
         self._wakeup, self._wakeup_end = socket.socketpair()
         for end in (self._wakeup, self._wakeup_end):
             end.setblocking(False)
@@ -206,6 +209,7 @@ class Server:
         facts.commit_p99_us = self._journal.commit_p99_us()
         let_go(self._journal.folder / "data.mdb")
         self._journal.forget_events(limits.EVENTS_KEPT_MAX, FORGET_EVENTS)
+        self._forget_hours()
         reserve_bytes = self._config.broker.disk_reserve_mib << 20
         self._ballast.adjust(facts.disk_free_bytes, reserve_bytes)
         low = facts.disk_free_bytes < reserve_bytes
@@ -216,6 +220,14 @@ class Server:
             log.info("disk has room again: new jobs are taken")
         if not self._stopping:
             self.core.submits.closed = Code.DISK_LOW if low else None
+
+    def _forget_hours(self) -> None:
+        """One queue a second: hours pass slowly."""
+        names = sorted(self.core.book.counts)
+        if names:
+            self._hours_turn = (self._hours_turn + 1) % len(names)
+            before_ms = max(0, self._journal.time_ms - HOURS_KEPT_MS)
+            self._journal.forget_hours(names[self._hours_turn], before_ms, FORGET_HOURS)
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self._config.data_path)

@@ -56,6 +56,7 @@ VERBS: dict[type, tuple[frozenset[Role], frozenset[SessionState]]] = {
     m.AskWhy: (_ASKERS, _ACTIVE),
     m.AskEvents: (_ASKERS, _ACTIVE),
     m.AskRegisters: (_ASKERS, _ACTIVE),
+    m.AskHours: (_ASKERS, _ACTIVE),
     m.SetRegister: (frozenset({Role.SCHEDULER, Role.ADMIN}), _ACTIVE),
 }
 """verb → who may say it, and in which state of its session. HELLO is what makes a session, so it is not here."""

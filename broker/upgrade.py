@@ -13,6 +13,8 @@ from typing import Any
 import lmdb
 import msgspec
 
+from zq.broker.hours import Hours, changed, hour_key
+from zq.broker.journal import Step
 from zq.broker.lmdb_view import encode
 from zq.broker.records import FORMAT, Index, JobRow, KeptResult, index_keys
 from zq.protocol.job import State
@@ -38,11 +40,17 @@ def _lanes_and_results(txn: lmdb.Transaction, tables: Tables) -> None:
                 txn.put(key, row.id, db=tables[index])
 
 
-def _log(txn: lmdb.Transaction, tables: Tables) -> None:
-    """2 → 3: there is a write-ahead log, which is made when the journal is opened. The tables are as they were."""
+def _log_and_hours(txn: lmdb.Transaction, tables: Tables) -> None:
+    """2 → 3: there is a write-ahead log, which is made when the journal is opened, and jobs are counted by hours: those
+    that are still known."""
+    hours = Hours()
+    for _, data in txn.cursor(db=tables["row"]):
+        hours.add(Step(None, _decode_row(data)))
+    for (queue, start_ms), counts in hours.changes.items():
+        txn.put(hour_key(queue, start_ms), encode(changed(None, queue, start_ms, counts)), db=tables["hour"])
 
 
-UPGRADES: dict[int, Callable[[lmdb.Transaction, Tables], None]] = {1: _lanes_and_results, 2: _log}
+UPGRADES: dict[int, Callable[[lmdb.Transaction, Tables], None]] = {1: _lanes_and_results, 2: _log_and_hours}
 """Format found → the step to the next one."""
 
 

@@ -313,6 +313,17 @@ class AskRegisters(FromPeer, frozen=True, tag=22):
     prefix: Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)] = ""
 
 
+class AskHours(FromPeer, frozen=True, tag=24):
+    """Jobs of a queue by the hour in which they were accepted."""
+
+    session: SessionId
+    request: Request
+    queue: Name
+    since_ms: Number = 0
+    """Unix time in milliseconds: hours that begin before are left out."""
+    limit: Annotated[int, Meta(ge=1, le=limits.PAGE_ROWS_MAX)] = 100
+
+
 class SetRegister(FromPeer, frozen=True, tag=23):
     """Write a register if its revision is still one less than this; the first revision is 1."""
 
@@ -650,6 +661,29 @@ class Registers(FromBroker, frozen=True, tag=119):
     registers: list[Register]
 
 
+class HourInfo(Part, frozen=True):
+    """What has become of the jobs that were accepted in one hour, as of now."""
+
+    start_ms: Number
+    accepted: Number
+    """The sum of the seven that follow, always."""
+    scheduled: Number
+    ready: Number
+    running: Number
+    done: Number
+    dead: Number
+    cancelled: Number
+    expired: Number
+
+
+class Hours(FromBroker, frozen=True, tag=121):
+    """Hours in which nothing was accepted are left out."""
+
+    request: Request
+    queue: Name
+    hours: list[HourInfo]
+
+
 class RegisterSet(FromBroker, frozen=True, tag=120):
     """The register as it is now: as ordered if `done`, else as somebody else has left it."""
 
@@ -670,9 +704,10 @@ class Refusal(FromBroker, frozen=True, tag=199):
 PeerMessage = (
     Hello | Bye | Beat | Submit | Credit | Ack | Resume | Progress | Hold | Cancel | RetryEnded | Wait
     | AskQueues | AskJobs | AskJob | AskWorkers | AskBroker | Drop | SetQueue | AskWhy | AskEvents
-    | AskRegisters | SetRegister
+    | AskRegisters | SetRegister | AskHours
 )  # fmt: skip
 BrokerMessage = (
     Welcome | Receipts | Dispatch | Acked | Resumed | BeatOk | Held | Revoke | Ended | Queues | Jobs | JobDetail
-    | Workers | Changed | BrokerInfo | Why | Events | QueueSet | Registers | RegisterSet | Refusal
+    | Workers | Changed | BrokerInfo | Why | Events | QueueSet | Registers | RegisterSet
+    | Hours | Refusal
 )  # fmt: skip

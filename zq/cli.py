@@ -48,7 +48,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "events": Lazy("zq.cli_events", "events", "Print what happens to jobs and queues."),
     "schedules": Lazy("zq.cli_schedules", "schedules", "List, pause, resume and run what the clock submits."),
     "workers": Lazy("zq.cli_queues", "workers", "List the workers that are connected."),
-    "audit": Lazy("zq.cli_queues", "audit", "Check that every accepted job is accounted for."),
+    "audit": Lazy("zq.cli_audit", "audit", "Check that every accepted job is accounted for."),
     "config": Lazy("zq.cli_config", "config", "Check or show the configuration."),
     "up": Lazy("zq.control", "up", "Start the whole system on this machine.", "control"),
     "down": Lazy("zq.control", "down", "Stop it; returns when nothing of it is left.", "control"),

@@ -1,4 +1,4 @@
-"""`zq len`, `zq ls`, `zq workers`, `zq audit`: what is where. Looking never consumes or changes anything."""
+"""`zq len`, `zq ls`, `zq workers`: what is where. Looking never consumes or changes anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zq.cli_options import connected, json_option, open_client
 from zq.cli_text import job_json, print_json, table, zone_of
 from zq.client.blocking import BlockingCalls
 from zq.client.filters import JobFilter, condition
-from zq.exceptions import Invalid, ZqError
+from zq.exceptions import Invalid
 from zq.monitor.cells import clean, cut
 from zq.monitor.units import duration, size
 from zq.protocol import limits
@@ -20,10 +20,6 @@ from zq.protocol.job import State, format_id
 from zq.protocol.messages import JobInfo, QueueInfo
 
 _ERROR_CELLS = 60
-
-
-class Unbalanced(ZqError):
-    """Jobs were accepted that are in no state: a defect of the broker's, or a damaged journal."""
 
 
 def chosen_queues(queues: list[QueueInfo], names: Sequence[str]) -> list[QueueInfo]:
@@ -182,37 +178,3 @@ def workers(as_json: bool, config_path: str | None, broker: str | None) -> None:
     ]
     head = ["worker", "queue:slots", "tags", "running", "disk", "memory", "tasks", "heard", "since", "software"]
     click.echo(table(head, rows, right=frozenset(range(3, 9))))
-
-
-@click.command()
-@json_option
-@connected
-def audit(as_json: bool, config_path: str | None, broker: str | None) -> None:
-    """Check for every queue that accepted = finished + waiting + running. Exit code 1 if a job is not accounted for."""
-    _, client = open_client(config_path, broker)
-    with client:
-        queues = sorted(client.queues(), key=lambda queue: queue.name)
-    sums = [audit_row(queue) for queue in queues]
-    if as_json:
-        print_json(sums)
-    else:
-        head = ["queue", "accepted", "finished", "waiting", "running", "missing"]
-        rows = [[str(row[name]) for name in head] for row in sums]
-        total = [str(sum(int(row[name]) for row in sums)) for name in head[1:]]
-        click.echo(table(head, [*rows, ["all", *total]], right=frozenset(range(1, len(head)))))
-    wrong = [str(row["queue"]) for row in sums if row["missing"]]
-    if wrong:
-        raise Unbalanced(f"jobs are not accounted for in {', '.join(wrong)}; keep the journal and report this")
-
-
-def audit_row(queue: QueueInfo) -> dict[str, str | int]:
-    finished = queue.done + queue.dead + queue.cancelled + queue.expired
-    waiting = queue.ready + queue.scheduled
-    return {
-        "queue": queue.name,
-        "accepted": queue.accepted,
-        "finished": finished,
-        "waiting": waiting,
-        "running": queue.running,
-        "missing": queue.accepted - finished - waiting - queue.running,
-    }

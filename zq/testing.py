@@ -32,7 +32,7 @@ import msgspec
 from zq import payload, registry
 from zq.app import App, Task
 from zq.broker.core import Core, Settings
-from zq.broker.journal import MemoryJournal
+from zq.broker.memory_journal import MemoryJournal
 from zq.client.blocking import BlockingCalls
 from zq.client.session import GivenUp, Question
 from zq.config import Config

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.broker.process import Broker, Connect, connecting, running
-from zq.broker.journal import Journal, MemoryJournal
+from zq.broker.journal import Journal
 from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.memory_journal import MemoryJournal
 
 Reopen = Callable[[], Journal]
 

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 import zq.protocol.messages as m
 from zq.broker.core import Core, Settings
-from zq.broker.journal import Journal, MemoryJournal
+from zq.broker.journal import Journal
+from zq.broker.memory_journal import MemoryJournal
 from zq.broker.records import JobRow
 from zq.broker.sessions import Identity
 from zq.protocol.job import JobSpec, Outcome, State, encode_spec, job_id_from

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tests.broker.harness import Harness
 from zq.broker.check import check
-from zq.broker.journal import MemoryJournal
+from zq.broker.memory_journal import MemoryJournal
 from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, index_keys, ready_key
 from zq.protocol.job import Cause, Outcome, State, job_id_from
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tests.broker.conftest import Reopen
 from zq.broker.book import Book
 from zq.broker.check import check
+from zq.broker.hours import HOUR_MS
 from zq.broker.journal import Journal, JournalError, JournalRefused, Step
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, new_row, queue_prefix, state_prefix
@@ -96,6 +97,34 @@ def test_counts_are_kept_for_ever_and_balance(reopen: Reopen) -> None:
     assert counts["a"].by_state[State.DONE] == 1
     assert counts["a"].by_state[State.READY] == 1
     assert all(c.balanced() for c in counts.values())
+
+
+def test_jobs_are_counted_by_the_hour_of_their_acceptance_whatever_becomes_of_them(reopen: Reopen) -> None:
+    journal = reopen()
+    steps = [accept(n) for n in range(1, 4)]
+    late = accept(4)
+    late = Step(None, replace(row_of(late), accepted_ms=HOUR_MS + 5), spec=late.spec)
+    journal.commit([*steps, late, accept(5, queue="other")], HOUR_MS + 5)
+    running = run(row_of(steps[0]))
+    journal.commit([Step(row_of(steps[0]), running)], HOUR_MS + 5)
+    end = finish(running)
+    journal.commit([end], HOUR_MS + 5)
+    journal = reopen()
+    journal.commit([Step(row_of(end), None)], HOUR_MS + 5)
+    journal = reopen()
+    hours = journal.hours("q", 0, 10)
+    assert [(hour.start_ms, hour.accepted) for hour in hours] == [(0, 3), (HOUR_MS, 1)]
+    assert {State(s): n for s, n in hours[0].by_state.items() if n} == {State.READY: 2, State.DONE: 1}
+    assert journal.hours("q", 1, 10) == hours[1:]
+    assert journal.hours("q", 0, 1) == hours[:1]
+    assert check(journal) == []
+    journal.forget_hours("q", 2 * HOUR_MS, 10)
+    assert journal.hours("q", 0, 10) == hours, "hours with live jobs are kept"
+    moved = [Step(row_of(s), replace(row_of(s), state=State.CANCELLED, ended_ms=9)) for s in steps[1:]]
+    journal.commit(moved, HOUR_MS + 5)
+    journal.forget_hours("q", HOUR_MS, 10)
+    assert [hour.start_ms for hour in journal.hours("q", 0, 10)] == [HOUR_MS]
+    assert len(journal.hours("other", 0, 10)) == 1
 
 
 def test_epoch_sequence_and_time_go_on_with_the_next_broker(reopen: Reopen) -> None:

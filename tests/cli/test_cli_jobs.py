@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from tests.conftest import LiveBroker
 from tests.ports import free_port
 from zq import Client, cli, cli_jobs, cli_text
+from zq.cli_audit import audit_row
 from zq.cli_config import to_toml
-from zq.cli_queues import audit_row
 from zq.config import ClientSection, Config, QueueSection, ScheduleSection, load
 from zq.exceptions import Invalid
 from zq.protocol.job import format_id, new_job_id
@@ -63,6 +63,10 @@ def test_a_job_from_submit_to_audit(live_broker: LiveBroker) -> None:
         {"queue": "合并", "accepted": 1, "finished": 0, "waiting": 1, "running": 0, "missing": 0}
     ]
     assert zq("audit", broker=address).stdout.splitlines()[-1].split() == ["all", "1", "0", "1", "0", "0"]
+    by_hour = json.loads(zq("audit", "--hours", "2", "--json", broker=address).stdout)[0]["hours"]
+    assert [(hour["accepted"], hour["waiting"], hour["missing"]) for hour in by_hour] == [(1, 1, 0)]
+    assert by_hour[0]["start"][:4].isdigit()
+    assert by_hour[0]["start"] in zq("audit", "--hours", "2", broker=address).stdout
     assert json.loads(zq("workers", "--json", broker=address).stdout) == []
 
 

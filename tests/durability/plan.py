@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from zq.broker.book import Book
-from zq.broker.journal import Counts, MemoryJournal, Step, View
+from zq.broker.journal import Counts, Step, View
+from zq.broker.memory_journal import MemoryJournal
 from zq.broker.records import AttemptRow, JobRow, KeptResult
 from zq.protocol.job import ENDED, Cause, JobSpec, Outcome, State, digest, encode_spec, job_id_from
 

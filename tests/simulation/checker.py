@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import zq.protocol.messages as m
-from zq.broker.journal import MemoryJournal, Step
+from zq.broker.journal import Step
+from zq.broker.memory_journal import MemoryJournal
 from zq.broker.records import JobRow
 from zq.protocol.job import ENDED, JobSpec, State
 from zq.protocol.messages import BrokerMessage, Receipt, ReceiptStatus

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import zq.protocol.messages as m
 from tests.simulation.checker import DISK_BYTES, Checker
 from zq.broker.core import Core, Settings
-from zq.broker.journal import MemoryJournal
+from zq.broker.memory_journal import MemoryJournal
 from zq.protocol import codec
 from zq.protocol.job import JobSpec, KeyPolicy, Outcome, encode_spec
 from zq.protocol.messages import BrokerMessage, PeerMessage

@@ -34,6 +34,7 @@ from zq.protocol.messages import (
     BrokerMessage,
     Change,
     Events,
+    HourInfo,
     JobDetail,
     QueueInfo,
     Receipt,
@@ -171,6 +172,10 @@ class AsyncClient:
 
     async def resume(self, queue: str) -> QueueInfo:
         return await self.set_queue(queue, paused=False)
+
+    async def hours(self, queue: str, since_ms: int = 0, limit: int = 100) -> list[HourInfo]:
+        """As `Client.hours`."""
+        return await self._call(verbs.hours(queue, since_ms, limit))
 
     async def registers(self, prefix: str = "") -> list[Register]:
         """As `Client.registers`."""

@@ -21,6 +21,7 @@ from zq.protocol.messages import (
     BrokerMessage,
     Change,
     Events,
+    HourInfo,
     JobDetail,
     QueueInfo,
     Receipt,
@@ -161,6 +162,13 @@ class BlockingCalls(ABC):
 
     def resume(self, queue: str) -> QueueInfo:
         return self.set_queue(queue, paused=False)
+
+    def hours(self, queue: str, since_ms: int = 0, limit: int = 100) -> list[HourInfo]:
+        """What has become of a queue's jobs, by the hour in which they were accepted: the first `limit` (at most 1000)
+        hours that begin at `since_ms` (Unix time in milliseconds) or later and had any, oldest first. Hours are kept
+        for 62 days, and longer while a job of theirs lives. Raises Invalid, Unavailable.
+        """
+        return self._call(verbs.hours(queue, since_ms, limit))
 
     def registers(self, prefix: str = "") -> list[Register]:
         """Small values that are kept with the broker, over restarts: those whose names begin with `prefix`, by name."""

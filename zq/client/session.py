@@ -44,6 +44,7 @@ Question = (
     messages.Submit | messages.Cancel | messages.RetryEnded | messages.Wait | messages.AskQueues | messages.AskJobs
     | messages.AskJob | messages.AskWorkers | messages.AskBroker | messages.AskWhy | messages.AskEvents
     | messages.SetQueue | messages.Drop | messages.AskRegisters | messages.SetRegister
+    | messages.AskHours
 )  # fmt: skip
 """What may be asked. `session` and `request` are filled in here."""
 
@@ -62,6 +63,7 @@ ANSWERS: Final[dict[type, type]] = {
     messages.SetQueue: messages.QueueSet,
     messages.Drop: messages.Changed,
     messages.AskRegisters: messages.Registers,
+    messages.AskHours: messages.Hours,
     messages.SetRegister: messages.RegisterSet,
 }
 """Question → its one answer; REFUSAL answers any."""

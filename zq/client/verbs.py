@@ -18,7 +18,17 @@ from zq.exceptions import Invalid
 from zq.protocol import limits, messages
 from zq.protocol.errors import Code
 from zq.protocol.job import State, valid_name
-from zq.protocol.messages import BrokerMessage, Change, JobInfo, QueueInfo, Receipt, ReceiptStatus, Register, WorkerInfo
+from zq.protocol.messages import (
+    BrokerMessage,
+    Change,
+    HourInfo,
+    JobInfo,
+    QueueInfo,
+    Receipt,
+    ReceiptStatus,
+    Register,
+    WorkerInfo,
+)
 
 T = TypeVar("T")
 
@@ -195,6 +205,14 @@ def set_queue(
             raise Invalid(f"{what} is {value!r:.60}; give a number of jobs, 0 for no limit, at most {most}")
     order = messages.SetQueue(0, 0, queue, paused, rate_per_s, running_max, length_max)
     return Call([order], lambda got: _admin(got[0], messages.QueueSet).queue)
+
+
+def hours(queue: str, since_ms: int, limit: int) -> Call[list[HourInfo]]:
+    if not valid_name(queue):
+        raise Invalid(f"queue {queue!r:.220} is no name")
+    if not (0 <= since_ms <= 1 << 53 and 1 <= limit <= limits.PAGE_ROWS_MAX):
+        raise Invalid(f"since_ms is a time in milliseconds, and limit 1 to {limits.PAGE_ROWS_MAX}")
+    return Call([messages.AskHours(0, 0, queue, since_ms, limit)], lambda got: list(_one(got, messages.Hours).hours))
 
 
 def registers(prefix: str) -> Call[list[Register]]:
