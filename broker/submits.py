@@ -58,8 +58,11 @@ class Submits:
         consumers = self._room.queues.get(row.queue).consumers.values()
         if not consumers:
             return [f"no worker serves queue '{row.queue}' now"]
-        if row.tags and not any(consumer.tags.issuperset(row.tags) for consumer in consumers):
+        able = [consumer for consumer in consumers if consumer.tags.issuperset(row.tags)] if row.tags else consumers
+        if not able:
             return [f"no worker of queue '{row.queue}' has the tags {', '.join(row.tags)} now"]
+        if (row.disk_bytes or row.memory_bytes) and (lack := self._room.queues.headroom.lack(row, able)):
+            return [f"it waits for room: {lack}"[: limits.MESSAGE_CHARS_MAX]]
         return []
 
     def _refusal(self, session: Session, queue: str) -> tuple[Code, str] | None:

@@ -43,7 +43,8 @@ def left(zq: Harness, name: str = "worker") -> m.Room | None:
 
 def test_a_job_waits_for_a_worker_with_room_and_holds_up_nobody_else(zq: Harness) -> None:
     small = worker(zq, "small", disk=GIB)
-    zq.submit("large", disk_bytes=3 * GIB, priority=9)
+    receipt = zq.submit_receipt("large", disk_bytes=3 * GIB, priority=9)
+    assert receipt.warnings == ["it waits for room: it needs 3.0 GiB of disk; most is left on small: 1.0 GiB"]
     other = zq.submit("other")
     assert names(small) == [other]
     told = why(zq, "large")

@@ -107,6 +107,21 @@ def test_why_and_show_say_what_holds_a_job(address: str) -> None:
     assert zq("why", "0" * 32, broker=address).exit_code == cli.EXIT_REFUSED
 
 
+def test_what_a_job_needs_is_submitted_and_shown(address: str) -> None:
+    job_id = good(
+        "submit", "m.f", "--queue", "q", "--disk-bytes", str(3 << 30), "--memory-bytes", "1048576",
+        "--memory-limit-bytes", "2097152", "--stall-after", "90", broker=address,
+    ).strip()  # fmt: skip
+    shown = json.loads(good("show", job_id, "--json", broker=address))
+    asked = {name: shown[name] for name in ("disk_bytes", "memory_bytes", "memory_limit_bytes", "stall_after_s")}
+    assert asked == {
+        "disk_bytes": 3 << 30, "memory_bytes": 1 << 20, "memory_limit_bytes": 2 << 20, "stall_after_s": 90.0,
+    }  # fmt: skip
+    assert (shown["stalled"], shown["quiet_s"]) == (False, 0.0)
+    assert "needs      3.0 GiB of disk, 1.0 MiB of memory" in good("show", job_id, broker=address)
+    assert zq("submit", "m.f", "--queue", "q", "--disk-bytes", "-1", broker=address).exit_code != 0
+
+
 def test_a_queue_is_paused_limited_and_let_go(address: str, client: Client) -> None:
     client.submit("m.f", queue="q")
     assert good("pause", "q", broker=address) == "q: paused\n"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import zq.protocol.messages as m
 from tests.web.conftest import Api, problem
 from tests.web.hands import hands
 from tests.web.test_web_jobs import job, submit
@@ -78,6 +79,33 @@ def test_a_job_with_tags_and_a_concurrency_key_shows_them_and_what_holds_it(api:
         worker.end(lease)
         worker.end(worker.take())
     for wrong in ({"tags": ["a b"]}, {"tags": ["t"] * 9}, {"concurrency_limit": 0}, {"key_policy": "steal"}):
+        problem(submit(api, job() | wrong), 422)
+
+
+def test_a_job_waits_for_what_it_needs_and_a_stalled_one_is_shown(api: Api, broker_port: int) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    with hands(broker_port, queue) as worker:
+        worker.peer.send(m.Credit(worker.session, [m.QueueSlots(queue, 1)], m.Room(2 << 30, 1 << 30)))
+        options = {"disk_bytes": 3 << 30, "memory_limit_bytes": 1 << 30, "stall_after_s": 60}
+        accepted = submit(api, job(queue, **options)).json()
+        assert "it waits for room" in accepted["warnings"][0]
+        why = api("GET", f"/v1/jobs/{accepted['id']}/why").json()
+        assert (why["reason"], "most is left on" in why["text"]) == ("headroom", True)
+        (shown,) = [w for w in api("GET", "/v1/workers").json()["workers"] if w["queues"][0]["queue"] == queue]
+        assert (shown["room"], shown["stalled"]) == ({"disk_bytes": 2 << 30, "memory_bytes": 1 << 30}, 0)
+        worker.peer.send(m.Credit(worker.session, [m.QueueSlots(queue, 1)], m.Room(4 << 30, 1 << 30)))
+        lease = worker.take()
+        usage = [m.LeaseUsage(lease.token, m.Usage(1500, 7, 8, 9, 4), 61_000, 60_500, stalled=True)]
+        assert isinstance(worker.peer.ask(m.Beat(worker.session, 1, [lease.token], usage)), m.BeatOk)
+        found = api("GET", f"/v1/jobs/{accepted['id']}").json()
+        row = found["job"]
+        assert (row["stalled"], row["quiet_s"], row["disk_bytes"]) == (True, 60.5, 3 << 30)
+        assert row["usage"] == {
+            "cpu_s": 1.5, "peak_rss_bytes": 7, "read_bytes": 8, "write_bytes": 9, "processes": 4,
+        }  # fmt: skip
+        assert [event["cause"] for event in found["history"]][-1] == "stall"
+        worker.end(lease)
+    for wrong in ({"disk_bytes": -1}, {"memory_bytes": 1 << 60}, {"stall_after_s": -1}):
         problem(submit(api, job() | wrong), 422)
 
 
