@@ -260,7 +260,19 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
         raise ConfigError(_explain(error, source, from_env)) from None
     _check_networks(config.web)
     data_dir = (base / Path(config.data_dir).expanduser()).resolve()
-    return msgspec.structs.replace(config, data_dir=str(data_dir), source=source)
+    exams = _absolute(config.exams, base)
+    return msgspec.structs.replace(config, data_dir=str(data_dir), exams=exams, source=source)
+
+
+def _absolute(exams: ExamsSection, base: Path) -> ExamsSection:
+    """Every process sees the same recordings and the same SQLite file, wherever it was started."""
+    storage, database = exams.storage, exams.database
+    if storage and "://" not in storage:
+        storage = str((base / Path(storage).expanduser()).resolve())
+    scheme, _, path = database.partition(":///")
+    if scheme.partition("+")[0] == "sqlite" and path and path != ":memory:" and not path.startswith(("/", "file:")):
+        database = f"{scheme}:///{(base / path).resolve()}"
+    return msgspec.structs.replace(exams, storage=storage, database=database)
 
 
 def _check_networks(web: WebSection) -> None:

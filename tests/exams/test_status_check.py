@@ -117,7 +117,7 @@ def test_an_outage_of_the_service_is_not_a_students_silence(service: Service, re
     assert service.check(back_ms + 65_000).went_offline == (("e1", "s2"),)
 
 
-def test_fault_7_who_is_still_there_at_the_end_is_closed_and_merged(service: Service) -> None:
+def test_fault_07_who_is_still_there_at_the_end_is_closed_and_merged(service: Service) -> None:
     service.store.ensure_students("e1", [("s3", "never came"), ("s4", "has finished")])
     service.store.login("e1", "s4", now_ms=START_MS, ip="")
     done = service.store.finish_student("e1", "s4", now_ms=START_MS, ip="", has_segments=True)
@@ -142,7 +142,7 @@ def test_fault_7_who_is_still_there_at_the_end_is_closed_and_merged(service: Ser
     assert service.check(END_MS + 1).closed == ()
 
 
-def test_fault_1_one_merge_however_often_it_is_asked_for(service: Service) -> None:
+def test_fault_01_one_merge_however_often_it_is_asked_for(service: Service) -> None:
     (first, second) = service.check(END_MS).merges
     assert service.check(END_MS + RESUBMIT_AFTER_MS - 1).merges == (), "its asker has time to submit it"
     # Nobody said that they were submitted: the same requests again, never new ones.

@@ -38,7 +38,7 @@ def test_the_same_segments_give_the_same_bytes(tmp_path: Path, case_id: str) -> 
     assert made[0] == made[1]
 
 
-def _killed_at(recording: Recording, step: str) -> bool:
+def killed_at(recording: Recording, step: str) -> bool:
     """Run a merge in a process that ends itself with SIGKILL at `step`; whether it came there."""
 
     def at(reached: str) -> None:
@@ -61,7 +61,7 @@ STEPS += ["publishing", "still_mine", "renamed", "done"]
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_step_and_run_again_it_ends_the_same(tmp_path: Path, step: str) -> None:
     recording = lay_out(tmp_path, "reload-vp9-opus")
-    assert _killed_at(recording, step)
+    assert killed_at(recording, step)
     recording.assert_kept()
     published = step in ("renamed", "done")
     assert any(n.endswith(".webm") and not n.startswith(".") for n in recording.beside()) == published
