@@ -36,6 +36,7 @@ SAMPLE_ROWS = 20
 GROUPS_MAX = 50
 
 _DEAD = (State.DEAD,)
+_EXAMPLE = {"queue": "video_merge", "error": "disk", "dry_run": True}
 _Text = Annotated[str, Meta(max_length=1024)]
 
 
@@ -175,11 +176,11 @@ class DeadRoutes:
             ),
             Operation(
                 "POST", "/v1/dead:retry", self.retry_dead, "Run dead letters again, their attempts forgotten",
-                Scope.OPERATE, body=DeadFilter, answers=changed, errors=errors,
+                Scope.OPERATE, body=DeadFilter, example=_EXAMPLE, answers=changed, errors=errors,
             ),
             Operation(
                 "POST", "/v1/dead:drop", self.drop_dead, "Forget dead letters for good", Scope.OPERATE,
-                body=DeadFilter, answers=changed, errors=errors,
+                body=DeadFilter, example=_EXAMPLE, answers=changed, errors=errors,
             ),
         ]  # fmt: skip
 

@@ -90,6 +90,13 @@ class ClientRecording(views.View, frozen=True, kw_only=True):
     quality: str | None = None
 
 
+CLIENT: Final = {"student_id": "2026001", "exam_id": "math-2026", "student_name": "王小明"}
+RECORDING: Final = {
+    "student_id": "2026001", "exam_id": "math-2026", "video": "@screen.mp4", "timestamp": "2026-06-30T09:01:00",
+    "sequence": "1", "fps": "2", "quality": "high",
+}  # fmt: skip
+
+
 class ExamClientRoutes:
     def __init__(self, services: Services, exams: ExamRoutes) -> None:
         self._services = services
@@ -190,7 +197,7 @@ class ExamClientRoutes:
             found.append(
                 Operation(
                     "POST", f"/api/{path}", handler, summary, Scope.SUBMIT, queue=merging.QUEUE, own=True,
-                    tokenless=True, body=body, answers=((200, answer),),
+                    tokenless=True, body=body, example=RECORDING if upload else CLIENT, answers=((200, answer),),
                     body_types=("multipart/form-data",) if upload else
                     ("application/json", "application/x-www-form-urlencoded", "multipart/form-data"),
                     errors=(400, 404, 408, 409, 413, 415, 422, 503),

@@ -65,6 +65,15 @@ class ExamCreation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     students: Annotated[list[StudentEntry], Meta(max_length=STUDENTS_PER_CALL_MAX)] = []
 
 
+EXAM = {
+    "id": "math-2026",
+    "name": "高等数学 期末",
+    "start": "2026-06-30 09:00:00",
+    "end": "2026-06-30T11:00:00+08:00",
+    "students": [{"id": "2026001", "name": "王小明"}],
+}
+
+
 class ExamTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is left out stays."""
 
@@ -228,7 +237,8 @@ class ExamRoutes:
         return [
             Operation(
                 "POST", "/v1/exams", self.create_exam, "Make an exam with its students", Scope.OPERATE,
-                body=ExamCreation, answers=((201, ExamMade), (200, ExamMade)), errors=(409, *json_in),
+                body=ExamCreation,
+                example=EXAM, answers=((201, ExamMade), (200, ExamMade)), errors=(409, *json_in),
             ),
             Operation(
                 "GET", "/v1/exams", self.list_exams, "Exams, latest start first", Scope.READ,
@@ -242,7 +252,8 @@ class ExamRoutes:
             ),
             Operation(
                 "PATCH", "/v1/exams/{exam_id}", self.edit_exam, "Move an exam's times", Scope.OPERATE,
-                body=ExamTimes, answers=((200, ExamView),), errors=(404, *json_in),
+                body=ExamTimes,
+                example={"end": "2026-06-30 11:30:00"}, answers=((200, ExamView),), errors=(404, *json_in),
             ),
             Operation(
                 "GET", student, self.get_student, "A student with presence and recording", Scope.READ, own=True,
@@ -250,7 +261,8 @@ class ExamRoutes:
             ),
             Operation(
                 "POST", f"{student}/login", self.login, "A student begins, or comes back", Scope.SUBMIT,
-                queue=queue, body=Login, answers=((200, StudentView),), errors=(404, 409, *json_in),
+                queue=queue, body=Login,
+                example={"name": "王小明"}, answers=((200, StudentView),), errors=(404, 409, *json_in),
             ),
             Operation(
                 "POST", f"{student}/token", self.make_token, "A token for this student's own client alone",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +26,7 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         types += [t for t in (operation.body, *(t for _, t in operation.answers)) if t not in (None, bytes)]
     unique = list({repr(t): t for t in types}.values())
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
+    _describe_fields(unique, components)
     schema_of = {repr(t): schema for t, schema in zip(unique, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -35,9 +39,65 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         "components": {
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "responses": {"problem": {"description": "What is wrong, and what to do", "content": _problem_content()}},
+            "headers": {
+                name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in _HEADERS.items()
+            },
+            "responses": {
+                "problem": {
+                    "description": "What is wrong, and what to do",
+                    "content": _problem_content(),
+                    "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS},
+                }
+            },
         },
     }
+
+
+_HEADERS = {
+    "Retry-After": ("integer", "Seconds until it is worth another try; with 429, 503 and 504"),
+    "RateLimit": ("string", "What this caller has left, and in how many seconds it is full again"),
+    "RateLimit-Policy": ("string", "The caller's bound, and its window in seconds"),
+}
+
+
+def _describe_fields(types: Sequence[Any], components: dict[str, Any]) -> None:
+    """The text under a field in the code is the field's description."""
+    structs: dict[str, type] = {}
+    todo: list[Any] = [msgspec.inspect.type_info(one) for one in types]
+    while todo:
+        info = todo.pop()
+        if isinstance(info, msgspec.inspect.StructType):
+            if info.cls.__name__ in structs:
+                continue
+            structs[info.cls.__name__] = info.cls
+            todo += [field.type for field in info.fields]
+        todo += getattr(info, "types", ())
+        todo += [inner for name in ("item_type", "value_type") if (inner := getattr(info, name, None)) is not None]
+    for name, struct in structs.items():
+        properties = components.get(name, {}).get("properties", {})
+        for field, text in _texts(struct).items():
+            if field in properties:
+                properties[field]["description"] = text
+
+
+def _texts(struct: type) -> dict[str, str]:
+    """By field, with those of the classes it is made from."""
+    found: dict[str, str] = {}
+    for one in reversed(struct.__mro__):
+        if not one.__module__.startswith("zq."):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for before, here in zip(body.body, body.body[1:], strict=False):
+            if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and _is_text(here):
+                found[before.target.id] = inspect.cleandoc(ast.literal_eval(here.value))  # type: ignore[attr-defined]
+    return found
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
 
 
 def _problem_content() -> dict[str, Any]:
@@ -48,6 +108,7 @@ def _operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
     found: dict[str, Any] = {
         "operationId": operation.handler.__name__,
         "summary": operation.summary,
+        "description": _opens_for(operation),
         "parameters": _parameters(operation),
         "responses": _responses(operation, schema_of),
         "security": [] if operation.scope is Scope.PUBLIC else [{"token": []}],
@@ -56,9 +117,21 @@ def _operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
         content: dict[str, Any] = {"application/octet-stream": {}}
         found["requestBody"] = {"required": True, "content": content}
     elif operation.body is not None:
-        content = {name: {"schema": schema_of[repr(operation.body)]} for name in operation.body_types}
+        example = {"example": operation.example} if operation.example is not None else {}
+        content = {name: {"schema": schema_of[repr(operation.body)], **example} for name in operation.body_types}
         found["requestBody"] = {"required": True, "content": content}
     return found
+
+
+def _opens_for(operation: Operation) -> str:
+    """Who may call it."""
+    if operation.scope is Scope.PUBLIC:
+        return "Needs no token."
+    queue = f":{operation.queue}" if operation.queue and operation.scope is Scope.SUBMIT else ""
+    also = " A student's upload token opens it for this student." if operation.own else ""
+    if operation.tokenless:
+        also += " From the networks of web.exam_client_networks it needs no token."
+    return f"Scope: {operation.scope}{queue}.{also}"
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ class Operation:
     """Opens without a token for the networks of `web.exam_client_networks`."""
     body: Any = None
     """The type of its JSON body; `bytes` for a raw one."""
+    example: Any = None
+    """A body, as it would be in JSON."""
     body_types: tuple[str, ...] = ("application/json",)
     answers: tuple[tuple[int, Any], ...] = ((200, None),)
     """Status and type of the body; None for no body or one that is not JSON."""

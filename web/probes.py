@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from zq.exams.errors import ExamError
 from zq.exceptions import Refused, Unavailable
-from zq.web import views
+from zq.web import docs_page, views
 from zq.web.answers import json_response
 from zq.web.auth import Scope
 from zq.web.operations import Operation
@@ -23,10 +24,21 @@ READY_S = 2.0
 """A broker that has not answered by then is away, as far as a load balancer is concerned."""
 
 
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; font-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
 class ProbeRoutes:
     def __init__(self, services: Services, document: Callable[[], dict[str, Any]]) -> None:
         self._services = services
         self._document = document
+        self._docs = functools.cache(lambda: docs_page.page(document()).encode())
 
     async def healthz(self, request: Request) -> Response:
         return json_response(views.Health(status="ok"))
@@ -56,6 +68,9 @@ class ProbeRoutes:
     async def openapi(self, request: Request) -> Response:
         return Response(msgspec.json.encode(self._document()), media_type="application/json")
 
+    async def docs(self, request: Request) -> Response:
+        return Response(self._docs(), 200, _SECURITY, "text/html")
+
     def operations(self) -> list[Operation]:
         return [
             Operation(
@@ -64,6 +79,10 @@ class ProbeRoutes:
             Operation(
                 "GET", "/readyz", self.readyz, "The broker answers; degraded says what is wrong all the same",
                 Scope.READ, answers=((200, views.Health), (503, views.Health)),
+            ),
+            Operation(
+                "GET", "/docs", self.docs, "The same for people, on one page of its own", Scope.READ,
+                media_type="text/html",
             ),
             Operation("GET", "/openapi.json", self.openapi, "This description", Scope.READ),
         ]  # fmt: skip

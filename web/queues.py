@@ -94,7 +94,8 @@ class QueueRoutes:
             ),
             Operation(
                 "PATCH", queue, self.change_queue, "Change what a queue may do; kept over restarts", Scope.OPERATE,
-                body=QueueChange, answers=one, errors=(400, 408, 413, 415, 422, *asking, 504),
+                body=QueueChange,
+                example={"running_max": 4}, answers=one, errors=(400, 408, 413, 415, 422, *asking, 504),
             ),
             Operation(
                 "GET", "/v1/workers", self.list_workers, "All workers", Scope.READ,

@@ -30,6 +30,7 @@ from zq.web.services import Services
 
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 BATCH_JOBS_MAX = 1000
+_EXAMPLE = {"task": "thumbnails.thumbnail", "queue": "thumbnails", "args": ["a.png"], "kwargs": {"width_px": 640}}
 
 _Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 _Key = Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)]
@@ -177,11 +178,13 @@ class SubmissionRoutes:
         return [
             Operation(
                 "POST", "/v1/jobs", self.submit_job, "Submit a job; 202 once it is durable", Scope.SUBMIT,
-                body=JobSubmission, answers=((202, views.JobAccepted),), parameters=key, errors=errors,
+                body=JobSubmission,
+                example=_EXAMPLE, answers=((202, views.JobAccepted),), parameters=key, errors=errors,
             ),
             Operation(
                 "POST", "/v1/jobs:batch", self.submit_jobs, "Submit jobs; each has an answer of its own", Scope.SUBMIT,
-                body=JobBatch, answers=((200, BatchAnswer),), parameters=key, errors=errors,
+                body=JobBatch,
+                example={"jobs": [_EXAMPLE]}, answers=((200, BatchAnswer),), parameters=key, errors=errors,
             ),
         ]  # fmt: skip
 
