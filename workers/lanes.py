@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from zq.config import WorkerSection
+from zq.protocol.messages import Usage
 from zq.workers import session_io as io
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult
@@ -28,7 +29,9 @@ _logger = logging.getLogger("zq.workers")
 class _Run:
     """One attempt in a lane."""
 
-    __slots__ = ("end_by_s", "limits", "number", "overrun", "seq", "soft_told", "started_s", "token", "why")
+    __slots__ = (
+        "end_by_s", "limits", "number", "overrun", "seq", "soft_told", "stall_told_s", "started_s", "token", "why",
+    )  # fmt: skip
 
     def __init__(self, number: int, token: int, seq: int, limits: Limits, now_s: float) -> None:
         self.number = number
@@ -38,6 +41,7 @@ class _Run:
         self.started_s = now_s
         self.soft_told = False
         self.overrun = False
+        self.stall_told_s: float | None = None
         self.end_by_s: float | None = None
         """It was cancelled, and has to end until then."""
         self.why = ""
@@ -146,21 +150,48 @@ class Lanes:
             if running_s >= run.limits.hard_s and not run.overrun:
                 run.overrun = True
                 events.append(io.Overrun(run.token, f"over the hard limit of {run.limits.hard_s:g} s"))
-            elif running_s >= run.limits.soft_s and not run.soft_told:
-                run.soft_told = True
-                self.slot.soft_limit(f"over the soft limit of {run.limits.soft_s:g} s", run.seq)
+            elif running_s >= run.limits.soft_s:
+                self._tell_soft(run, f"over the soft limit of {run.limits.soft_s:g} s")
         if self._by_seq and now_s >= self._sample_s:
             self._sample_s = now_s + self._section.sample_s
-            events += self._weigh(now_s)
+            if any(run.limits.memory_bytes or run.limits.stall_s for run in self._by_seq.values()):
+                if self._sampler is None:
+                    self._sampler = TreeSampler(self.slot.pid, now_s)
+                sample = self._sampler.sample(now_s)
+                events += self._weigh(sample.rss_bytes)
+                events += self._look_for_life(sample.alive_s, now_s)
         return events
 
-    def _weigh(self, now_s: float) -> list[io.Event]:
+    def _tell_soft(self, run: _Run, reason: str) -> None:
+        if not run.soft_told:
+            run.soft_told = True
+            self.slot.soft_limit(reason, run.seq)
+
+    def _look_for_life(self, alive_s: float, now_s: float) -> list[io.Event]:
+        """What any of the tasks does is a sign of life of all: a process has one account. So none has stalled before
+        all are still.
+        """
+        events: list[io.Event] = []
+        for run in self._by_seq.values():
+            if not run.limits.stall_s or run.overrun or run.end_by_s is not None:
+                continue
+            quiet_s = now_s - max(alive_s, run.started_s)
+            stalled = quiet_s >= run.limits.stall_s
+            events.append(io.Sampled(run.token, Usage(), quiet_ms=round(1000 * quiet_s), stalled=stalled))
+            if not stalled:
+                run.stall_told_s = None
+            elif run.stall_told_s is None:
+                run.stall_told_s = now_s
+                self._tell_soft(run, f"stalled: no sign of life for {run.limits.stall_s:g} s")
+            elif now_s - run.stall_told_s >= run.limits.stall_s:
+                run.overrun = True
+                events.append(io.Overrun(run.token, f"stalled: no sign of life for {quiet_s:.0f} s"))
+        return events
+
+    def _weigh(self, used_bytes: int) -> list[io.Event]:
         bounds = [run.limits.memory_bytes for run in self._by_seq.values() if run.limits.memory_bytes]
         if not bounds:
             return []
-        if self._sampler is None:
-            self._sampler = TreeSampler(self.slot.pid, now_s)
-        used_bytes = self._sampler.sample(now_s).rss_bytes
         if used_bytes <= min(bounds):
             return []
         used, allowed = used_bytes >> 20, min(bounds) >> 20

@@ -12,7 +12,7 @@ import pytest
 from tests.workers.worker_system import System, wait_until
 from zq.client.job import Job
 from zq.exceptions import JobFailed
-from zq.protocol.job import Outcome, State
+from zq.protocol.job import Cause, Outcome, State
 
 Starter = Callable[..., subprocess.Popen[bytes]]
 
@@ -48,6 +48,18 @@ def test_a_task_of_the_loop_has_its_job_its_pool_and_its_limits(start: Starter, 
             submit(system, task, max_retries=0).result(timeout_s=30)
     # The process has survived all of it.
     assert submit(system, "who").result(timeout_s=30)["pid"] == found[0]["pid"]
+
+
+@pytest.mark.parametrize("at_once", ["1", "4"])
+def test_tasks_of_the_loop_that_wait_without_a_sign_of_life_have_stalled(
+    start: Starter, system: System, at_once: str, tmp_path: Path
+) -> None:
+    start("--slots", "1", "--concurrency", at_once)
+    job = submit(system, "wait_for_ever", str(tmp_path), stall_after_s=1)
+    with pytest.raises(JobFailed, match="stalled: no sign of life for 1 s"):
+        job.result(timeout_s=30)
+    assert Cause.STALL in [event.cause for event in system.detail(job).history]
+    assert submit(system, "who").result(timeout_s=30)
 
 
 @pytest.mark.parametrize("at_once", ["1", "4"])
