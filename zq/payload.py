@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]
+import msgspec
 
 from zq.exceptions import Invalid
 from zq.protocol import limits
@@ -36,6 +37,7 @@ _ADVICE: Final = {
 }
 
 
+_packer: Final = msgspec.msgpack.Encoder()
 _TOLD_BY_THE_PACKER: Final = (OverflowError, UnicodeEncodeError)
 """Integers of more than 64 bits and lone surrogates: no decoded value has them, and the packer finds them by itself."""
 
@@ -54,10 +56,12 @@ def encode_arguments(args: Sequence[object], kwargs: Mapping[str, object]) -> by
         if not isinstance(kwargs, Mapping):
             raise PayloadError(f"kwargs is {kwargs!r:.60}; give a dict")
         kwargs = dict(kwargs)
-    _check(args, "args")
-    _check(kwargs, "kwargs")
+    if not _plain_at_a_glance(args):
+        _walk(args, "args")
+    if kwargs and not _plain_at_a_glance(kwargs):
+        _walk(kwargs, "kwargs")
     try:
-        data: bytes = msgpack.packb((args, kwargs))
+        data = _packer.encode((args, kwargs))
     except _TOLD_BY_THE_PACKER:
         _walk(args, "args")
         _walk(kwargs, "kwargs")
@@ -84,7 +88,7 @@ def encode_result(value: object) -> bytes:
         return b""
     _check(value, "result")
     try:
-        data: bytes = msgpack.packb(value)
+        data = _packer.encode(value)
     except _TOLD_BY_THE_PACKER:
         _walk(value, "result")
         raise

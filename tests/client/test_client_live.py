@@ -246,6 +246,25 @@ def test_ctrl_c_ends_a_call_and_the_client_goes_on(live_broker: LiveBroker) -> N
         assert accepted(client) == 1
 
 
+def test_a_call_ends_in_time_however_often_a_signal_comes(live_broker: LiveBroker) -> None:
+    """As with a profiler's timer: each signal interrupts the wait, which goes on for what is left of it."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        with Client(live_broker.config, timeout_s=0.5) as client:
+            client.queues()
+            assert live_broker.process is not None
+            live_broker.process.send_signal(signal.SIGSTOP)
+            signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+            with pytest.raises(Unavailable, match="connected but silent"):
+                client.queues()
+            with pytest.raises(Unavailable, match="connected but silent"):
+                client.submit("m.f", queue="q")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        live_broker.end(signal.SIGKILL)
+
+
 # ---------------------------------------------------------------------------------------------------- asyncio
 
 

@@ -40,6 +40,12 @@ def test_a_result_comes_back_as_it_was(value: Any) -> None:
     assert payload.decode_result(payload.encode_result(value)) == value
 
 
+@given(plain)
+def test_the_bytes_are_those_of_msgpack(value: Any) -> None:
+    """The same job has the same bytes, whichever library made them: a job's digest depends on it."""
+    assert payload.encode_arguments([value], {}) == msgpack.packb([[value], {}])
+
+
 def test_no_arguments_are_the_protocols_default() -> None:
     from zq.protocol.job import JobSpec
 

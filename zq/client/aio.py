@@ -279,6 +279,8 @@ class AsyncClient:
         asked: deque[asyncio.Future[Outcome]] = deque()
         try:
             for question in call.questions:
+                if asked:
+                    await asyncio.sleep(0)  # the one before goes out, and the loop's other tasks get their turn
                 if len(asked) >= IN_FLIGHT_MAX:
                     found.append(_no_wait(await asked.popleft()))
                 asked.append(self._ask(question, self.timeout_s + takes_s))

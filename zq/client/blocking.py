@@ -52,6 +52,11 @@ class BlockingCalls(ABC):
         GivenUp stands for a WAIT whose job has not ended; any other question without an answer raises Unavailable.
         """
 
+    def _exchange_one(self, question: Question, limit_s: float) -> BrokerMessage | GivenUp:
+        """As `_exchange`, of one question."""
+        [answer] = self._exchange([question], limit_s)
+        return answer
+
     def submit(
         self,
         task: str,
@@ -116,7 +121,7 @@ class BlockingCalls(ABC):
         """As `submit`. The same request again is the same job."""
         encoded = encode(request, self.config.worker)
         try:
-            [answer] = self._exchange(verbs.submit_one(encoded), self.timeout_s)
+            answer = self._exchange_one(verbs.submit_one(encoded), self.timeout_s)
         except Unavailable as error:
             raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
         [receipt] = verbs.receipts_of([encoded], answer)
@@ -248,7 +253,8 @@ class BlockingCalls(ABC):
             return verbs.ended_from(self.detail(id))
         limit_s = min(timeout_s if timeout_s is not None else NO_LIMIT_S, NO_LIMIT_S)
         call = verbs.wait(id, limit_s)
-        (outcome,) = self._exchange(call.questions, limit_s)
+        [question] = call.questions
+        outcome = self._exchange_one(question, limit_s)
         if isinstance(outcome, GivenUp):
             return None
         return call.read([outcome])

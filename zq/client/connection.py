@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import select
+import time
+import types
 from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
 import zmq
+from zmq import zmq_poll
 
 from zq.client.link import LINGER_MS, ClientContext, ClientSocket, Link, new_session, open_socket
 from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
 
 FRAMES_PER_TURN: Final = 1000
 """After so many frames without an outcome the caller gets a word in between."""
+WAIT_S_MAX: Final = 1.0
+"""A wait is cut into pieces of this, should a word of the descriptor ever be missed."""
 _POLLIN: Final = int(zmq.POLLIN)
 _POLLOUT: Final = int(zmq.POLLOUT)
 """As plain integers: arithmetic on pyzmq's flags is written in Python."""
@@ -55,17 +61,16 @@ class Connection:
         return self._fd
 
     def ask(self, question: Question, now_s: float, deadline_s: float, patience_s: float) -> int:
-        """As `ClientSession.ask`, and it is sent if it can be."""
+        """As `ClientSession.ask`. It is sent by the next `flush`, `turn` or `wait`."""
         request, effects = self.session.ask(question, now_s, deadline_s, patience_s)
         self._apply(effects)
-        self._flush()
         return request
 
     def turn(self, now_s: float) -> bool:
         """Do what can be done now, up to the next outcome. True if more may remain: call again before waiting."""
         self._apply(self.session.tick(now_s))
         for _ in range(FRAMES_PER_TURN):
-            self._flush()
+            self.flush()
             if self.outcomes:
                 return True
             sock = self._socket  # an answer may have led to another one
@@ -73,19 +78,43 @@ class Connection:
                 return False
             events = cast(int, sock.getsockopt(zmq.EVENTS))
             if events & _POLLIN:
-                try:
-                    frame = sock.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    continue  # the connection it came by is gone
-                self._apply(self.session.receive(frame, now_s))
+                self._receive(sock, now_s)
             elif not (self._outbox and events & _POLLOUT):
                 return False
         return True
 
+    def _receive(self, sock: ClientSocket, now_s: float) -> None:
+        try:
+            frame = sock.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return  # the connection it came by is gone
+        self._apply(self.session.receive(frame, now_s))
+
+    def wait(self) -> None:
+        """Block until there may be something in `outcomes`, at most `WAIT_S_MAX`. Other greenlets run meanwhile.
+
+        What waits to be sent is sent at the last moment: whatever this thread does between a send and its sleep holds
+        up libzmq's own thread where the two share a core.
+        """
+        now_s = time.monotonic()
+        wake_s = self.session.next_wake_s()
+        left_ms = (WAIT_S_MAX if wake_s is None else min(max(wake_s - now_s, 0.0), WAIT_S_MAX)) * 1000 + 1
+        if self._socket is None or _greenlets_are_about():
+            if not self.turn(now_s):
+                poller = select.poll()  # gevent's
+                poller.register(self._fd, select.POLLIN)
+                poller.poll(left_ms)
+        else:
+            kinds = _POLLIN if self.flush() else _POLLIN | _POLLOUT
+            if zmq_poll([(self._socket, kinds)], int(left_ms)) and kinds == _POLLIN:
+                self._receive(self._socket, time.monotonic())
+            else:
+                self.turn(time.monotonic())
+
     def close(self) -> None:
         """Say BYE if a session stands. Blocks for at most `LINGER_MS` when the context is ended."""
         self._apply(self.session.goodbye())
-        self._flush()
+        self.flush()
         self._drop_socket(LINGER_MS)
 
     def abandon(self) -> None:
@@ -118,11 +147,17 @@ class Connection:
             self._socket = None
             self._fd = -1
 
-    def _flush(self) -> None:
+    def flush(self) -> bool:
+        """Send what waits to be sent. False if something is left: no connection stands."""
         while self._outbox and self._socket is not None:
             try:
                 self._socket.send(self._outbox[0], zmq.NOBLOCK)
             except zmq.Again:
-                return  # not connected yet
+                return False
             self._outbox.popleft()
             self.connected = True
+        return not self._outbox
+
+
+def _greenlets_are_about() -> bool:
+    return not isinstance(getattr(select, "poll", None), types.BuiltinFunctionType)

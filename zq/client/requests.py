@@ -91,6 +91,8 @@ _SHARED: Final = (
 """What many requests have in common: it is looked at once for all of them."""
 _shared_of: Final = operator.attrgetter(*_SHARED)
 _defaults_of: Final = operator.attrgetter("soft_time_limit_s", "time_limit_s", "stall_after_s")
+_rare_of: Final = operator.attrgetter("countdown", "eta", "expires_s", "key", "trace", "concurrency_key", "tags")
+_RARE_DEFAULTS: Final = (None, None, None, "", "", "", ())
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
 
 
@@ -100,24 +102,27 @@ def encode(request: JobRequest, defaults: WorkerSection) -> Encoded:
         template = _known_template(*_defaults_of(defaults), *_shared_of(request))
     except TypeError:  # something that cannot be hashed stands there: it is wrong, and the check says what it is
         template = _template(request, *_defaults_of(defaults))
+    job_id = raw_id(request.id)
+    kwargs = request.kwargs if request.kwargs is not None else _NO_ARGUMENTS
+    spec = replace(template, id=job_id, arguments=payload.encode_arguments(request.args, kwargs))
+    if _rare_of(request) != _RARE_DEFAULTS:
+        spec = replace(spec, **_rare(request))
+    return Encoded(job_id, job.encode_spec(spec))
+
+
+def _rare(request: JobRequest) -> dict[str, Any]:
+    """What most jobs leave as it is, and what differs from job to job if they do not."""
     if request.countdown is not None and request.eta is not None:
         raise Invalid("countdown and eta were both given; give one")
-    job_id = raw_id(request.id)
-    spec = replace(
-        template,
-        id=job_id,
-        arguments=payload.encode_arguments(
-            request.args, request.kwargs if request.kwargs is not None else _NO_ARGUMENTS
-        ),
-        delay_ms=milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
-        run_at_ms=_unix_ms(request.eta) if request.eta is not None else 0,
-        expires_ms=max(milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
-        key=_text("key", request.key, limits.KEY_CHARS_MAX),
-        trace=_text("trace", request.trace, limits.TRACE_CHARS_MAX),
-        concurrency_key=_text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
-        tags=_tags(request.tags),
-    )
-    return Encoded(job_id, job.encode_spec(spec))
+    return {
+        "delay_ms": milliseconds("countdown", request.countdown) if request.countdown is not None else 0,
+        "run_at_ms": _unix_ms(request.eta) if request.eta is not None else 0,
+        "expires_ms": max(milliseconds("expires_s", request.expires_s), 1) if request.expires_s is not None else 0,
+        "key": _text("key", request.key, limits.KEY_CHARS_MAX),
+        "trace": _text("trace", request.trace, limits.TRACE_CHARS_MAX),
+        "concurrency_key": _text("concurrency_key", request.concurrency_key, limits.KEY_CHARS_MAX),
+        "tags": _tags(request.tags),
+    }
 
 
 @functools.lru_cache(maxsize=TEMPLATES_KEPT_MAX, typed=True)  # typed: True equals 1 and is no priority
@@ -179,8 +184,6 @@ def _whole(what: str, value: int, least: int, most: int) -> int:
 
 
 def _text(what: str, value: str, chars_max: int) -> str:
-    if value == "":
-        return ""
     if not isinstance(value, str) or len(value) > chars_max:
         raise Invalid(f"{what} is {value!r:.60}; give text of at most {chars_max} characters")
     try:
@@ -200,8 +203,6 @@ def _policy(name: str) -> job.KeyPolicy:
 
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     """In one order, so that the same tags are the same job."""
-    if tags == ():
-        return ()
     if isinstance(tags, (str, bytes)) or not isinstance(tags, (list, tuple, set, frozenset)):
         raise Invalid(f"tags is {tags!r:.60}; give a list of text, as in tags=('gpu',)")
     if len(tags) > limits.TAGS_MAX:

@@ -212,8 +212,10 @@ class ClientSession:
         if not self._fits(entry.question, message):
             self.bad_frames += 1
             return []
-        if isinstance(message, messages.Receipts) and any(one.code is Code.STOPPING for one in message.receipts):
-            return self._rest(message.receipts[0].retry_after_ms, now_s)  # the next broker will take them
+        if isinstance(message, messages.Receipts):
+            for receipt in message.receipts:
+                if receipt.code is Code.STOPPING:
+                    return self._rest(receipt.retry_after_ms, now_s)  # the next broker will take them
         self.forget(request)
         return [Answered(request, message)]
 

@@ -1,18 +1,17 @@
 """The client for ordinary code: threads, fork, gevent, Ctrl-C.
 
-There is no thread behind it. A call borrows a connection, waits on its descriptor with `select.poll` (which gevent
-replaces with its own when it has patched the process, so greenlets run meanwhile), and puts it back. A child made by
-fork finds that the pid has changed and opens connections of its own; the parent's are left alone.
+There is no thread behind it. A call borrows a connection, waits for its answer (under gevent in a way that lets other
+greenlets run meanwhile) and puts it back. A child made by fork finds that the pid has changed and opens connections of
+its own; the parent's are left alone.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, TypeVar
@@ -32,8 +31,6 @@ T = TypeVar("T")
 
 CONNECTIONS_MAX: Final = 64
 """Calls of one client that can be under way at once, from different threads or greenlets."""
-POLL_S_MAX: Final = 1.0
-"""A wait is cut into pieces of this, should an edge of the descriptor ever be missed."""
 
 
 class _Pool:
@@ -170,46 +167,60 @@ class Client(BlockingCalls):
             pool = self._pools.setdefault(pid, _Pool(self._link))
         return pool
 
+    def _exchange_one(self, question: Question, limit_s: float) -> BrokerMessage | GivenUp:
+        patience_s = min(self.timeout_s, limit_s)
+        pool = self._pool()
+        connection = pool.borrow(limit_s)
+        try:
+            now_s = time.monotonic()
+            request = connection.ask(question, now_s, now_s + limit_s, patience_s)
+            try:
+                while True:
+                    connection.wait()
+                    while connection.outcomes:
+                        outcome = connection.outcomes.popleft()
+                        if outcome.request == request:
+                            return _told(connection, question, outcome, patience_s)
+            finally:
+                connection.session.forget(request)  # if it was broken off
+        finally:
+            pool.give_back(connection)
+
     def _exchange(self, questions: Iterable[Question], limit_s: float) -> list[BrokerMessage | GivenUp]:
         pool = self._pool()
         connection = pool.borrow(limit_s)
-        exchange = _Exchange(connection, iter(questions), limit_s, min(self.timeout_s, limit_s))
+        exchange = _Exchange(connection, limit_s, min(self.timeout_s, limit_s))
         try:
-            return exchange.run()
+            return exchange.run(questions)
         finally:
             exchange.forget()
             pool.give_back(connection)
 
 
 class _Exchange:
-    """Some questions on one connection, until all have their answers. The next one is made while those before it are
-    on their way."""
+    """Many questions on one connection, until all have their answers."""
 
-    def __init__(
-        self, connection: Connection, questions: Iterator[Question], limit_s: float, patience_s: float
-    ) -> None:
+    def __init__(self, connection: Connection, limit_s: float, patience_s: float) -> None:
         self._connection = connection
-        self._questions = questions
         self._limit_s = limit_s
         self._patience_s = patience_s
         self._open: dict[int, tuple[int, Question]] = {}
         """Request → which of the questions it is, and that question."""
         self._found: dict[int, BrokerMessage | GivenUp] = {}
 
-    def run(self) -> list[BrokerMessage | GivenUp]:
+    def run(self, questions: Iterable[Question]) -> list[BrokerMessage | GivenUp]:
+        """The next question is made while those before it are on their way."""
         asked = 0
-        question = next(self._questions, None)
-        while question is not None or self._open:
+        for question in questions:
+            while len(self._open) >= IN_FLIGHT_MAX:
+                self._wait()
             now_s = time.monotonic()
-            if question is not None and len(self._open) < IN_FLIGHT_MAX:
-                request = self._connection.ask(question, now_s, now_s + self._limit_s, self._patience_s)
-                self._open[request] = (asked, question)
-                asked += 1
-                question = next(self._questions, None)
-            more = self._connection.turn(now_s)
-            self._collect()
-            if not more and (question is None or len(self._open) >= IN_FLIGHT_MAX):
-                _wait_readable(self._connection)
+            request = self._connection.ask(question, now_s, now_s + self._limit_s, self._patience_s)
+            self._open[request] = (asked, question)
+            asked += 1
+            self._connection.flush()
+        while self._open:
+            self._wait()
         return [self._found[index] for index in range(asked)]
 
     def forget(self) -> None:
@@ -217,34 +228,25 @@ class _Exchange:
         for request in self._open:
             self._connection.session.forget(request)
 
-    def _collect(self) -> None:
-        outcomes = self._connection.outcomes
-        while outcomes:
-            outcome = outcomes.popleft()
+    def _wait(self) -> None:
+        self._connection.wait()
+        while self._connection.outcomes:
+            outcome = self._connection.outcomes.popleft()
             index, question = self._open.pop(outcome.request, (-1, None))
-            if question is None:
-                continue  # of a call that was broken off
-            if isinstance(outcome, Answered):
-                self._found[index] = outcome.answer
-            elif outcome.in_contact and isinstance(question, messages.Wait):
-                self._found[index] = outcome
-            else:
-                link = self._connection.link
-                raise answers.unavailable(
-                    link.address,
-                    self._patience_s,
-                    connected=self._connection.connected,
-                    with_key=bool(link.public_key),
-                )
+            if question is not None:  # else of a call that was broken off
+                self._found[index] = _told(self._connection, question, outcome, self._patience_s)
 
 
-def _wait_readable(connection: Connection) -> None:
-    wake_s = connection.session.next_wake_s()
-    left_s = POLL_S_MAX if wake_s is None else min(max(wake_s - time.monotonic(), 0.0), POLL_S_MAX)
-    poller = select.poll()  # looked up now: gevent may have replaced it
-    if connection.fd >= 0:
-        poller.register(connection.fd, select.POLLIN)
-    poller.poll(left_s * 1000 + 1)
+def _told(
+    connection: Connection, question: Question, outcome: Answered | GivenUp, patience_s: float
+) -> BrokerMessage | GivenUp:
+    """The answer, or GivenUp for a WAIT whose job has not ended. Raises Unavailable."""
+    if isinstance(outcome, Answered):
+        return outcome.answer
+    if outcome.in_contact and isinstance(question, messages.Wait):
+        return outcome
+    link = connection.link
+    raise answers.unavailable(link.address, patience_s, connected=connection.connected, with_key=bool(link.public_key))
 
 
 def _close_all(pools: dict[int, _Pool]) -> None:

@@ -106,8 +106,8 @@ def submit(jobs: Iterable[Encoded]) -> Call[list[Receipt]]:
     return Call(questions(), read)
 
 
-def submit_one(job: Encoded) -> list[Question]:
-    return [messages.Submit(0, 0, [job.spec])]
+def submit_one(job: Encoded) -> Question:
+    return messages.Submit(0, 0, [job.spec])
 
 
 def _refused_receipt(one: Encoded, answer: BrokerMessage | GivenUp) -> Receipt:
