@@ -41,7 +41,7 @@ from zq.broker.leases import Lease, Leases
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.records import JobRow
 from zq.protocol.errors import Code
-from zq.protocol.job import ENDED, JobSpec, Outcome, State, encode_spec, job_id_from
+from zq.protocol.job import ENDED, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import BrokerMessage, PeerMessage, ReceiptStatus, Role
 
 SETTINGS = Settings(
@@ -50,6 +50,11 @@ SETTINGS = Settings(
 QUEUES = ("status", "合并")
 WORKERS = ("w1", "w2", "w3")
 KEYS = ("", "", "exam:1", "考试:2")
+LIMITS = {"": 1, "exam:1": 1, "考试:2": 2}
+"""Concurrency keys, and how many jobs with one may run."""
+TAGS = ("gpu", "磁盘")
+AT_ONCE_MAX = 20
+"""Rounds that follow each other without a pause."""
 NUMBER = st.integers(0, 50)
 """Chooses one of however many there are."""
 
@@ -59,6 +64,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.zq = Harness(SETTINGS, self.journals())
         self.model = Model(SETTINGS)
+        self.model.restart(self.now_ms)
         self.names = 0
         self.read = 0
 
@@ -85,37 +91,62 @@ class Machine(RuleBasedStateMachine):
         return one(self.say("client", message(session), happens), kind)
 
     def settle(self) -> None:
-        """The model does what the round has done, and takes note of what was dispatched."""
+        """The model does what the rounds have done, until nothing more happens without a message or time."""
+        self.settle_round()
+        for _ in range(AT_ONCE_MAX):
+            if self.zq.core.wake_ms() > self.now_ms:
+                break
+            self.zq.round()
+            self.settle_round()
+        else:
+            raise AssertionError("the broker always finds something to do at once")
+        assert not self.model.idle_while_work_waits(self.now_ms)
+        assert not self.model.kept_out_without_need()
+
+    def settle_round(self) -> None:
+        """Take note of what one round has let in, dispatched and forgotten, and compare."""
         self.model.advance(self.now_ms)
+        for job in self.model.jobs.values():
+            row = self.zq.journal.row(job.spec.id)
+            if job.state is State.READY and row is not None and row.state in (State.READY, State.RUNNING):
+                job.let_in = row.admitted
+        given = []
         for peer, message in self.zq.out[self.read :]:
             if isinstance(message, m.Dispatch):
                 worker = self.model.workers[peer]
                 assert message.session == worker.session
                 worker.seen = message.number
-                for lease in message.leases:
-                    self.model.dispatch(worker, self.model.jobs[lease.job_id], lease.attempt, lease.token)
-                    worker.leases[lease.token] = lease.job_id
+                given += [(lease.token, worker, lease) for lease in message.leases]
         self.read = len(self.zq.out)
+        for token, worker, lease in sorted(given, key=lambda item: item[0]):
+            self.model.dispatch(worker, self.model.jobs[lease.job_id], lease.attempt, token, self.now_ms)
+            worker.leases[token] = lease.job_id
         for job_id in list(self.model.jobs):
             if self.zq.journal.row(job_id) is None:
                 self.model.forget(job_id, self.now_ms)
         for job_id, job in self.model.jobs.items():
             self.compare(job_id, job)
-        assert not self.model.idle_while_work_waits()
 
     def compare(self, job_id: bytes, job: Job) -> None:
         row = self.zq.row(job_id)
         assert row.state is job.state, f"{row.state.label}, and {job.state.label} was expected"
         assert (row.attempt, row.uncounted, row.token) == (job.attempt, job.uncounted, job.token)
         assert (row.cancel_asked, row.ended_ms, row.seq) == (job.cancel_asked, job.ended_ms, job.seq)
+        assert row.admitted is job.let_in or job.state in ENDED
         if job.state is State.SCHEDULED and not job.due_ms:
             low_ms, high_ms = job.due_range_ms
             assert low_ms <= row.due_ms <= high_ms
             job.due_ms = row.due_ms
         assert row.due_ms == job.due_ms
         kept = self.zq.journal.result(job_id)
-        if kept is not None or self.now_ms < job.ended_ms + SETTINGS.result_ttl_ms:
-            assert (kept.data if kept is not None else b"") == job.result
+        if self.now_ms < job.result_until_ms:
+            assert kept is not None
+            assert kept.data == job.result
+        elif self.model.has_outstayed(job.result_until_ms):
+            assert kept is None, "a result is kept beyond its time"
+        if job.state in ENDED:
+            until_ms = job.ended_ms + SETTINGS.retention_ms
+            assert not self.model.has_outstayed(until_ms), "a job is kept beyond its retention"
 
     def job(self, number: int) -> Job:
         jobs = list(self.model.jobs.values())
@@ -140,30 +171,36 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(jobs=st.integers(0, 4))
     def begin(self, jobs: int) -> None:
-        self.join(0, 2, 1)
+        self.join(0, 2, 1, set())
         for number in range(jobs):
-            self.submit(QUEUES[number % 2], "", 5, 0, 0, 1)
+            self.submit(QUEUES[number % 2], "", 5, 0, 0, 1, KeyPolicy.REFUSE, "", set())
 
     @rule(
         queue=st.sampled_from(QUEUES), key=st.sampled_from(KEYS), priority=st.sampled_from((0, 5, 9)),
         delay_ms=st.sampled_from((0, 0, 300, 3000)), expires_ms=st.sampled_from((0, 0, 0, 1000, 5000)),
-        max_retries=st.sampled_from((0, 0, 1, 3)),
+        max_retries=st.sampled_from((0, 0, 1, 3)), policy=st.sampled_from(KeyPolicy),
+        concurrency_key=st.sampled_from(KEYS), tags=st.sets(st.sampled_from(TAGS)),
     )  # fmt: skip
     def submit(
-        self, queue: str, key: str, priority: int, delay_ms: int, expires_ms: int, max_retries: int
-    ) -> None:
+        self, queue: str, key: str, priority: int, delay_ms: int, expires_ms: int, max_retries: int,
+        policy: KeyPolicy, concurrency_key: str, tags: set[str],
+    ) -> None:  # fmt: skip
         self.names += 1
         spec = JobSpec(
             job_id_from(str(self.names)), "t", queue, key=key, priority=priority, delay_ms=delay_ms,
-            expires_ms=expires_ms, max_retries=max_retries, backoff_ms=1000,
+            expires_ms=expires_ms, max_retries=max_retries, backoff_ms=1000, key_policy=policy,
+            concurrency_key=concurrency_key, concurrency_limit=LIMITS[concurrency_key], tags=tuple(sorted(tags)),
         )  # fmt: skip
-        holder = self.model.key_holder(key)
-        if holder is not None:
-            receipt = self.submit_spec(spec)
-            assert (receipt.status, receipt.job_id) == (ReceiptStatus.KEY_TAKEN, holder.spec.id)
-        else:
-            receipt = self.submit_spec(spec, lambda: self.model.accept(spec, self.now_ms))
+        if self.model.is_full(queue):
+            assert self.submit_spec(spec).code is Code.QUEUE_FULL
+            return
+        taken, holder = self.model.takes(spec)
+        receipt = self.submit_spec(spec, lambda: self.model.submit(spec, self.now_ms))
+        if taken:
             assert (receipt.status, receipt.job_id) == (ReceiptStatus.ACCEPTED, spec.id)
+        else:
+            assert holder is not None
+            assert (receipt.status, receipt.job_id) == (ReceiptStatus.KEY_TAKEN, holder.spec.id)
 
     def submit_spec(self, spec: JobSpec, happens: Callable[[], None] = lambda: None) -> m.Receipt:
         answer: m.Receipts = self.ask(m.Receipts, lambda s: m.Submit(s, 1, [encode_spec(spec)]), happens)
@@ -207,17 +244,53 @@ class Machine(RuleBasedStateMachine):
         )
         assert (answer.changes[0].code is None) is may
 
+    @precondition(jobs_exist)
+    @rule(number=NUMBER)
+    def drop(self, number: int) -> None:
+        job = self.job(number)
+        ended, before = job.state in ENDED, job.state
+        answer = self.ask(
+            m.Changed, lambda s: m.Drop(s, 1, [job.spec.id]), lambda: self.model.drop(job) if ended else None
+        )
+        change = answer.changes[0]
+        assert (change.code, change.state) == ((None, None) if ended else (Code.NOT_ALLOWED, before))
+
+    @rule(
+        name=st.sampled_from(QUEUES), paused=st.sampled_from((None, False, False, True)),
+        rate_per_s=st.sampled_from((None, 0.0, 0.0, 2.0, 30.0)), running_max=st.sampled_from((None, 0, 0, 1, 2)),
+        length_max=st.sampled_from((None, 0, 0, 2)),
+    )  # fmt: skip
+    def set_queue(
+        self, name: str, paused: bool | None, rate_per_s: float | None, running_max: int | None, length_max: int | None
+    ) -> None:
+        def happens() -> None:
+            queue = self.model.queue(name)
+            queue.paused = queue.paused if paused is None else paused
+            queue.running_max = queue.running_max if running_max is None else running_max
+            queue.length_max = queue.length_max if length_max is None else length_max
+            if rate_per_s is not None:
+                queue.rate_per_s, queue.next_ms = rate_per_s, 0.0
+
+        message = m.SetQueue(0, 1, name, paused, rate_per_s, running_max, length_max)
+        told = self.ask(m.QueueSet, lambda s: replace(message, session=s), happens).queue
+        queue = self.model.queue(name)
+        assert (told.paused, told.rate_per_s) == (queue.paused, queue.rate_per_s)
+        assert (told.running_max, told.length_max) == (queue.running_max, queue.length_max)
+
     # ------------------------------------------------------------------------------------------ workers
 
-    @rule(number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2))
-    def join(self, number: int, slots: int, other_slots: int) -> None:
+    @rule(
+        number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), tags=st.sets(st.sampled_from(TAGS))
+    )  # fmt: skip
+    def join(self, number: int, slots: int, other_slots: int, tags: set[str]) -> None:
         """A worker says HELLO, also in the place of an earlier session of its own, and claims what it still has."""
         name = WORKERS[number % len(WORKERS)]
         worker = self.model.workers.setdefault(name, Worker(name))
         self.model.orphan(worker, self.now_ms)
         credit = [m.QueueSlots(QUEUES[0], slots), m.QueueSlots(QUEUES[1], other_slots)]
-        hello = m.Hello(1, 1, Role.WORKER, name, bytes(16), credit, ["t"])
+        hello = m.Hello(1, 1, Role.WORKER, name, bytes(16), credit, ["t"], "", sorted(tags))
         session = one(self.say(name, hello), m.Welcome).session
+        worker.tags = frozenset(tags)
         worker.session, worker.heard_ms, worker.seen = session, self.now_ms, 0
         claims = []
         for token, job_id in worker.leases.items():
@@ -324,8 +397,12 @@ class Machine(RuleBasedStateMachine):
         self.zq.round(gap_ms)
         self.settle()
 
-    @rule()
-    def the_broker_restarts(self) -> None:
+    @rule(after_ms=st.sampled_from((0, 0, 300, 1000)))
+    def the_broker_restarts(self, after_ms: int) -> None:
+        """Also after a round that has left something to do at once."""
+        if after_ms:
+            self.zq.round(after_ms)
+            self.settle_round()
         self.model.restart(self.now_ms)
         self.zq.restart()
         self.zq.round()
