@@ -34,12 +34,16 @@ from tests.simulation.test_mutations import (
     lost_leases_forgotten,
     without_fence,
 )
+from zq.broker import orders
 from zq.broker.check import check
-from zq.broker.core import Settings
+from zq.broker.concurrency import Concurrency
+from zq.broker.core import Core, Settings
 from zq.broker.journal import Journal
 from zq.broker.leases import Lease, Leases
 from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.queues import Queue, QueueSettings, settings_fact
 from zq.broker.records import JobRow
+from zq.broker.waiting import WaitingRoom
 from zq.protocol.errors import Code
 from zq.protocol.job import ENDED, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import BrokerMessage, PeerMessage, ReceiptStatus, Role
@@ -526,14 +530,49 @@ def expiry_holds_after_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leases, "_close", keeping)
 
 
+def concurrency_keys_are_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Concurrency, "left", lambda self, before: None)
+
+
+def concurrency_keys_have_room_for_all(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Concurrency, "_count", lambda self, key: self._admitted.setdefault(key, 0) and 0)
+
+
+def a_pause_does_not_outlive_the_broker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(orders, "settings_fact", lambda queue, settings: settings_fact(queue, QueueSettings()))
+
+
+def queue_settings_hold_nothing_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Queue, "held_by_settings", lambda self, now_ms: self.settings.paused)
+
+
+def replaced_jobs_stay(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WaitingRoom, "end", lambda self, row, state, cause, detail, now_ms: row)
+
+
+def rescheduling_forgets_the_time(patch: pytest.MonkeyPatch) -> None:
+    move_time = WaitingRoom.move_time
+    patch.setattr(WaitingRoom, "move_time", lambda self, row, due_ms, now_ms: move_time(self, row, now_ms, now_ms))
+
+
+def results_are_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Core, "_drop_results", lambda self, now_ms: None)
+
+
 @pytest.mark.parametrize(
     "defect",
     [
-        # Few sequences show these two: it takes hundreds to meet one.
-        pytest.param(hand_backs_count, marks=pytest.mark.long),
-        pytest.param(expiry_holds_after_a_failure, marks=pytest.mark.long),
         cancelling_is_forgotten_at_a_restart, without_fence, attempts_counted_at_failure, credit_not_enforced,
-        ended_jobs_not_remembered, lost_leases_forgotten,
+        ended_jobs_not_remembered, lost_leases_forgotten, concurrency_keys_are_not_given_back,
+        concurrency_keys_have_room_for_all, replaced_jobs_stay,
+        # Few sequences show these: it takes hundreds to meet one.
+        *(
+            pytest.param(defect, marks=pytest.mark.long)
+            for defect in (
+                hand_backs_count, expiry_holds_after_a_failure, a_pause_does_not_outlive_the_broker,
+                queue_settings_hold_nothing_back, rescheduling_forgets_the_time, results_are_kept_for_ever,
+            )
+        ),
     ],
 )  # fmt: skip
 def test_a_defect_is_found(defect: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
