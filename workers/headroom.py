@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zq.protocol import limits
 from zq.protocol import messages as m
@@ -17,7 +17,6 @@ from zq.workers import session_io as io
 from zq.workers.leases import OPEN, LeaseBook
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 _logger = logging.getLogger("zq.workers")
 
 
@@ -55,12 +54,12 @@ class Gauge:
     def __init__(self, folder: Path, disk_reserve_bytes: int) -> None:
         self._folder = folder
         self._reserve_bytes = disk_reserve_bytes
-        self._cgroup = _memory_cgroup()
+        self._cgroup = memory_cgroup()
         self._complained = False
-        machine = _first_line(_BOOT_ID)
+        self._boot = _first_line(_BOOT_ID)
         # The memory of a machine is shared by all on it, that of a bounded cgroup by all in it.
-        self._machine = machine if self._cgroup is None else f"{machine}{self._cgroup}"[-limits.DISK_NAME_CHARS_MAX :]
-        self._boot = machine
+        machine = self._boot if self._cgroup is None else f"{self._boot}{self._cgroup.folder}"
+        self._machine = machine[-limits.DISK_NAME_CHARS_MAX :]
 
     def measure(self) -> io.RoomMeasured:
         """Now; some ten microseconds. A folder that cannot be looked at has no room."""
@@ -87,28 +86,45 @@ class Gauge:
 
         free_bytes = psutil.virtual_memory().available
         if self._cgroup is not None:
-            free_bytes = min(free_bytes, _cgroup_free_bytes(self._cgroup))
+            free_bytes = min(free_bytes, self._cgroup.free_bytes())
         return max(0, free_bytes)
 
 
-def _memory_cgroup() -> Path | None:
-    """The (v2) cgroup of this process, if it bounds its memory."""
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
-        if line.startswith("0::/"):
-            folder = _CGROUP_ROOT / line.removeprefix("0::/")
-            if _first_line(folder / "memory.max").isdigit():
-                return folder
+class Cgroup(NamedTuple):
+    """A cgroup that bounds the memory of this process, and the names of its files (version 1 or 2)."""
+
+    folder: Path
+    bound: str
+    used: str
+    files: tuple[str, ...]
+    """In memory.stat: pages of files, which the kernel gives back."""
+
+    def free_bytes(self) -> int:
+        """What it may still take; that of a machine if it is bounded no more."""
+        bound, used = _first_line(self.folder / self.bound), _first_line(self.folder / self.used)
+        if not (bound.isdigit() and used.isdigit()):
+            return limits.NEED_BYTES_MAX
+        stat = dict(line.split(" ", 1) for line in _text(self.folder / "memory.stat").splitlines() if " " in line)
+        return max(0, int(bound) - int(used) + sum(int(stat.get(name, "0")) for name in self.files))
+
+
+def memory_cgroup(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Cgroup | None:
+    """The cgroup of this process, if it bounds its memory."""
+    for line in _text(own).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        path = path.lstrip("/")
+        if not controllers:
+            found = Cgroup(root / path, "memory.max", "memory.current", ("inactive_file", "active_file"))
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            found = Cgroup(root / "memory" / path, *names, ("total_inactive_file", "total_active_file"))
+        else:
+            continue
+        bound = _first_line(found.folder / found.bound)
+        if bound.isdigit() and int(bound) < limits.NEED_BYTES_MAX:  # version 1 writes a huge number for none
+            return found
     return None
-
-
-def _cgroup_free_bytes(folder: Path) -> int:
-    """What the cgroup may still take; pages of files do not count, the kernel gives them back."""
-    bound, used = _first_line(folder / "memory.max"), _first_line(folder / "memory.current")
-    if not (bound.isdigit() and used.isdigit()):
-        return limits.NEED_BYTES_MAX
-    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    files = sum(int(stat.get(name, "0")) for name in ("inactive_file", "active_file"))
-    return max(0, int(bound) - int(used) + files)
 
 
 def _first_line(path: Path) -> str:

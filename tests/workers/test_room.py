@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -114,17 +115,36 @@ def test_a_disk_that_cannot_be_looked_at_has_no_room_and_is_told_once(
     assert [r.message for r in caplog.records if "Stale file handle" in r.message] == caplog.messages[:1]
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "bound", "used", "prefix"),
+    [
+        ("0::/job\n", "job", "memory.max", "memory.current", ""),
+        (
+            "9:cpu:/x\n4:memory,hugetlb:/job\n0::/\n",
+            *("memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ),
+    ],
+)
 def test_a_cgroup_bounds_the_memory_and_pages_of_files_do_not_count(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str, folder: str, bound: str, used: str, prefix: str
 ) -> None:
-    (tmp_path / "memory.max").write_text(f"{4 << 20}\n")
-    (tmp_path / "memory.current").write_text(f"{3 << 20}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 20}\nactive_file 7\nnonsense\n")
-    monkeypatch.setattr(headroom, "_memory_cgroup", lambda: tmp_path)
+    (tmp_path / "own").write_text(own)
+    (tmp_path / folder).mkdir(parents=True)
+    files = tmp_path / folder
+
+    cgroup = functools.partial(headroom.memory_cgroup, tmp_path, tmp_path / "own")
+
+    for no_bound in ("max", str((1 << 63) - 4096), "", "nonsense"):
+        (files / bound).write_text(no_bound)
+        assert cgroup() is None
+    (files / bound).write_text(f"{4 << 20}\n")
+    (files / used).write_text(f"{3 << 20}\n")
+    (files / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {1 << 20}\n{prefix}active_file 7\nnonsense\n")
+    monkeypatch.setattr(headroom, "memory_cgroup", cgroup)
     gauge = Gauge(tmp_path, 0)
     assert gauge.measure().memory_bytes == (2 << 20) + 7
-    assert str(tmp_path)[-40:] in gauge.measure().machine
-    (tmp_path / "memory.max").write_text("max\n")
+    assert str(files)[-40:] in gauge.measure().machine
+    (files / bound).write_text("max\n")
     assert gauge.measure().memory_bytes > 4 << 20
 
 
