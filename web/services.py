@@ -21,6 +21,7 @@ from zq.exams.storage import RecordingStorage
 from zq.protocol.messages import Role
 from zq.web.auth import Gate
 from zq.web.event_feed import EventFeed
+from zq.web.idempotency import AnswerBook, AnswerKeeper
 from zq.web.tokens import TokenBook, tokens_folder
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Services:
         self.store = cast("ExamStore", self.late_store)
         self.heartbeats = HeartbeatBuffer(LatePresence(self.late_store))
         self.storage = RecordingStorage(config.storage_path)
+        window_ms = round(config.web.idempotency_s * 1000)
+        self._answer_book = AnswerBook(config.data_path / "http.db", window_ms)
+        self.answers = AnswerKeeper(self._answer_book)
         self.stopping = asyncio.Event()
         """Set when the server was told to stop: no new waiting. Requests under way still end."""
         self.events = EventFeed(lambda: self.client)
@@ -64,6 +68,7 @@ class Services:
         asyncio.get_running_loop().set_default_executor(threads)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.late_store.close)
+            stack.callback(self._answer_book.close)
             self._client = await stack.enter_async_context(AsyncClient(self.config, role=_role(self.config)))
             stack.callback(self.events.close)
             closing = asyncio.Event()

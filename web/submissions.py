@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -21,16 +22,20 @@ from zq.protocol.job import Bytes, State, format_id, job_id_from, new_job_id
 from zq.protocol.messages import Receipt, ReceiptStatus
 from zq.web import problems, views
 from zq.web.answers import json_response
-from zq.web.auth import Scope
+from zq.web.auth import Caller, Scope
 from zq.web.bodies import read_json
 from zq.web.callers import caller_of, check_queue
+from zq.web.idempotency import KeptAnswer, fingerprint
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import Problem, ProblemBody, outcome_unknown
-from zq.web.services import Services
+from zq.web.services import Services, now_ms
 
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 BATCH_JOBS_MAX = 1000
 _EXAMPLE = {"task": "thumbnails.thumbnail", "queue": "thumbnails", "args": ["a.png"], "kwargs": {"width_px": 640}}
+
+_AGAIN = frozenset({429, 502, 503, 504})
+"""Of a job in a batch: the same call later may take it."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 _Key = Annotated[str, Meta(max_length=limits.KEY_CHARS_MAX)]
@@ -102,9 +107,11 @@ class SubmissionRoutes:
         body = await read_json(
             request, JobSubmission, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s
         )
-        key = idempotency_key(request.headers.get("idempotency-key"))
         caller = caller_of(request)
         check_queue(caller, body.queue)
+        return await self._once(request, body, lambda key: self._submit(body, caller, key))
+
+    async def _submit(self, body: JobSubmission, caller: Caller, key: str | None) -> tuple[Response, bool]:
         job_id = new_job_id() if key is None else job_id_from("http", caller.name, key)
         try:
             job = await self._services.client.submit_request(request_of(body, job_id))
@@ -114,13 +121,40 @@ class SubmissionRoutes:
             raise _not_submitted(error, job_id, with_key=key is not None) from None
         assert job.receipt is not None
         accepted = await self._accepted(body, job.receipt)
-        return json_response(accepted, HTTPStatus.ACCEPTED, {"Location": f"/v1/jobs/{job.id}"})
+        return json_response(accepted, HTTPStatus.ACCEPTED, {"Location": f"/v1/jobs/{job.id}"}), True
+
+    async def _once(
+        self, request: Request, body: msgspec.Struct, work: Callable[[str | None], Awaitable[tuple[Response, bool]]]
+    ) -> Response:
+        """What `work` answers; with an Idempotency-Key, its first answer again. `work` also says whether its answer is
+        the last word, or the same call may yet do more."""
+        key = idempotency_key(request.headers.get("idempotency-key"))
+        if key is None:
+            return (await work(None))[0]
+        caller, mark = caller_of(request).name, fingerprint(request["path"], body)
+        kept = await self._services.answers.find(caller, key, now_ms())
+        if kept is None:
+            response, final = await work(key)
+            if not final:
+                return response
+            mine = KeptAnswer(mark, response.status_code, response.headers.get("location", ""), bytes(response.body))
+            kept = await self._services.answers.keep(caller, key, mine, now_ms())
+            if kept is mine:
+                return response
+        if kept.fingerprint != mark:
+            raise _key_reused()
+        headers = {"Cache-Control": "no-store", "Idempotency-Replayed": "true"}
+        if kept.location:
+            headers["Location"] = kept.location
+        return Response(kept.body, kept.status, headers, "application/json")
 
     async def submit_jobs(self, request: Request) -> Response:
         web = self._services.config.web
         body = await read_json(request, JobBatch, max_bytes=web.max_body_mib << 20, timeout_s=web.body_timeout_s)
-        key = idempotency_key(request.headers.get("idempotency-key"))
         caller = caller_of(request)
+        return await self._once(request, body, lambda key: self._submit_all(body, caller, key))
+
+    async def _submit_all(self, body: JobBatch, caller: Caller, key: str | None) -> tuple[Response, bool]:
         items: dict[int, BatchItem] = {}
         good: list[tuple[int, JobRequest]] = []
         for index, job in enumerate(body.jobs):
@@ -146,7 +180,8 @@ class SubmissionRoutes:
         )
         items |= zip(places, found, strict=True)
         results = [items[index] for index in range(len(body.jobs))]
-        return json_response(BatchAnswer(results=results, accepted=sum(item.job is not None for item in results)))
+        answer = BatchAnswer(results=results, accepted=sum(item.job is not None for item in results))
+        return json_response(answer), not any(item.status in _AGAIN for item in results)
 
     async def _item(self, body: JobSubmission, receipt: Receipt) -> BatchItem:
         try:
@@ -173,7 +208,14 @@ class SubmissionRoutes:
         )
 
     def operations(self) -> list[Operation]:
-        key = (Parameter("Idempotency-Key", "The same key with the same body is the same job", "header"),)
+        key = (
+            Parameter(
+                "Idempotency-Key",
+                "The same key with the same body: the first answer again (`Idempotency-Replayed: true`), for "
+                "`web.idempotency_s`; the same job as long as the broker knows it. Another body: 422",
+                "header",
+            ),
+        )
         errors = (400, 408, 413, 415, 422, 429, 503, 504)
         return [
             Operation(

@@ -141,6 +141,9 @@ class WebSection(Section, frozen=True):
     max_connections: Annotated[int, Meta(ge=1, le=65536)] = 10_000
     requests_per_minute: Annotated[int, Meta(ge=1, le=100_000_000)] = 120_000
     """Of one token; a token may have a bound of its own (`zq tokens new --requests-per-minute`)."""
+    idempotency_s: Seconds = 86_400.0
+    """How long the first answer to an Idempotency-Key is kept. The same key and body stay the same job for longer, as
+    long as the broker knows it (`broker.retention_s`)."""
     cors_origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = ()
     """Origins, such as `https://exam.example.edu`, whose pages may call the API from a browser; none by default."""
     exam_client_networks: Annotated[tuple[Network, ...], Meta(max_length=64)] = ()
