@@ -31,6 +31,8 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 
+CALLS_KEPT_MAX = 256
+"""Kinds of calls of one task that are known to be right; a function with `**kwargs` has no end of them."""
 _ANY_LIMITS = WorkerSection(time_limit_s=31_536_000)
 """For a check before the configuration is read: a soft limit alone may fit the time limit that stands there."""
 
@@ -224,6 +226,8 @@ class Task(Generic[P, R]):
         self.options = options
         self._signature = inspect.signature(function)
         self._declared: dict[str, Any] = {"task": name, **vars(options)}
+        self._kinds_of_calls: set[tuple[object, ...]] = set()
+        """Those that the function takes: number of positional arguments, then the names of the others."""
         functools.update_wrapper(self, function)
         encode(self.request(), _ANY_LIMITS)  # wrong options are found where they are written, not at the first submit
 
@@ -235,7 +239,7 @@ class Task(Generic[P, R]):
 
         Raises TypeError if the function does not take these arguments, Invalid, Unavailable, Refused.
         """
-        return self.apply_async(args, kwargs)
+        return self._submit(JobRequest(**self._declared, args=args, kwargs=kwargs))
 
     def apply_async(
         self,
@@ -292,8 +296,20 @@ class Task(Generic[P, R]):
             memory_limit_bytes=memory_limit_bytes,
             stall_after_s=stall_after_s,
         )
-        self._signature.bind(*request.args, **(request.kwargs or {}))
+        return self._submit(request)
+
+    def _submit(self, request: JobRequest) -> Job[R]:
+        self._check_call(request.args, request.kwargs or {})
         return cast("Job[R]", self.app.client.submit_request(request))
+
+    def _check_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise TypeError unless the function takes these arguments. How many they are and how they are named decides,
+        so that each kind of call is looked at once."""
+        kind = (len(args), *kwargs) if isinstance(args, (tuple, list)) else None
+        if kind is None or kind not in self._kinds_of_calls:
+            self._signature.bind(*args, **kwargs)
+            if kind is not None and len(self._kinds_of_calls) < CALLS_KEPT_MAX:
+                self._kinds_of_calls.add(kind)
 
     def request(self, **given: Any) -> JobRequest:
         """What `apply_async` with these parameters would submit; for `submit_many` and `AsyncClient.submit_request`."""

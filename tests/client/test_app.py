@@ -88,6 +88,13 @@ def test_delay_takes_what_the_function_takes_and_nothing_else() -> None:
         job = thumbnail.delay("a.png", width_px=64)
         assert job.state() is State.READY
         assert job.result(timeout_s=1) == "a.png 64"
+        for wrong in ({"height_px": 3}, {"path": "b.png"}):  # also after calls of its kind that were right
+            with pytest.raises(TypeError):
+                thumbnail.delay("a.png", **wrong)
+        with pytest.raises(TypeError):
+            thumbnail.delay("a.png", 64, 64)  # type: ignore[call-arg]
+        with pytest.raises(PayloadError, match="generator"):
+            thumbnail.apply_async(part for part in ("a.png",))  # type: ignore[arg-type]
 
 
 def test_options_are_the_tasks_unless_given() -> None:
