@@ -103,9 +103,17 @@ def _of_workers(workers: list[WorkerInfo]) -> list[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
     silent_s = max((worker.silent_ms / 1000 for worker in workers), default=0.0)
+    stalled = sum(worker.stalled for worker in workers)
+    left = GaugeMetricFamily("zq_worker_left_bytes", "For jobs that say what they need", labels=["worker", "of"])
+    for worker in workers:
+        if worker.room is not None:
+            left.add_metric([worker.instance, "disk"], worker.room.disk_bytes)
+            left.add_metric([worker.instance, "memory"], worker.room.memory_bytes)
     return [
         GaugeMetricFamily("zq_workers", "Workers connected", value=len(workers)),
         GaugeMetricFamily("zq_worker_jobs", "Jobs that workers hold", value=sum(worker.running for worker in workers)),
+        GaugeMetricFamily("zq_worker_stalled_jobs", "Of these, without a sign of life", value=stalled),
+        left,
         GaugeMetricFamily("zq_worker_silent_seconds_max", "Silence of the worker heard last", value=silent_s),
     ]
 

@@ -99,6 +99,10 @@ def test_a_job_waits_for_what_it_needs_and_a_stalled_one_is_shown(api: Api, brok
         assert isinstance(worker.peer.ask(m.Beat(worker.session, 1, [lease.token], usage)), m.BeatOk)
         found = api("GET", f"/v1/jobs/{accepted['id']}").json()
         row = found["job"]
+        metrics = api("GET", "/metrics").text
+        left = f'zq_worker_left_bytes{{of="disk",worker="{shown["name"]}"}} 1.073741824e+09'
+        assert left in metrics
+        assert "zq_worker_stalled_jobs 1.0" in metrics
         assert (row["stalled"], row["quiet_s"], row["disk_bytes"]) == (True, 60.5, 3 << 30)
         assert row["usage"] == {
             "cpu_s": 1.5, "peak_rss_bytes": 7, "read_bytes": 8, "write_bytes": 9, "processes": 4,
