@@ -7,6 +7,7 @@ transition once: the second one finds it done.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -265,10 +266,13 @@ def _write(
     """Set each row's status (and last activity, where one is given), with a history row each."""
     if not changes:
         return
-    connection.execute(
-        update(exam_students).where(exam_students.c.id == bindparam("row")).values(status=bindparam("after")),
-        [{"row": row_id, "after": after} for row_id, after, _action, _active_ms in changes],
-    )
+    by_status: dict[StudentStatus, list[int]] = defaultdict(list)
+    for row_id, after, _action, _active_ms in changes:
+        by_status[after].append(row_id)
+    for after, row_ids in by_status.items():
+        # One statement for many: some drivers send the others one by one.
+        for part in chunks(row_ids):
+            connection.execute(update(exam_students).where(exam_students.c.id.in_(part)).values(status=after))
     active = [{"row": row_id, "at": at_ms} for row_id, _after, _action, at_ms in changes if at_ms is not None]
     if active:
         connection.execute(

@@ -65,15 +65,15 @@ def make_older(url: str, dump: str = DUMP, **changed: str) -> Engine:
 
 
 @pytest.fixture
-def older(database_url: str) -> Iterator[Engine]:
-    engine = make_older(database_url)
+def older(new_database_url: str) -> Iterator[Engine]:
+    engine = make_older(new_database_url)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def store(older: Engine, database_url: str) -> Iterator[ExamStore]:
-    store = ExamStore(database_url, "Asia/Shanghai")
+def store(older: Engine, new_database_url: str) -> Iterator[ExamStore]:
+    store = ExamStore(new_database_url, "Asia/Shanghai")
     yield store
     store.close()
 
@@ -131,7 +131,7 @@ def test_exams_are_made_in_it_too(store: ExamStore, older: Engine) -> None:
 
 
 def test_a_student_twice_in_an_exam_is_named_and_made_one_on_request(
-    older: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    older: Engine, new_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with older.begin() as connection:
         for statement in (
@@ -142,39 +142,39 @@ def test_a_student_twice_in_an_exam_is_named_and_made_one_on_request(
         ):
             connection.exec_driver_sql(statement)
     with pytest.raises(ExamError, match=r"2024001 in exam 1 \(2 rows.*--merge-duplicates") as error:
-        ExamStore(database_url, "Asia/Shanghai")
+        ExamStore(new_database_url, "Asia/Shanghai")
     assert error.value.code == "conflict"
     assert len(column(older, "SELECT id FROM exam_students")) == 4, "nothing was changed"
-    monkeypatch.setenv("ZQ_EXAMS_DATABASE", database_url)
+    monkeypatch.setenv("ZQ_EXAMS_DATABASE", new_database_url)
     told = CliRunner().invoke(main, ["exam", "migrate", "--dry-run"])
     assert "needs --merge-duplicates for 1 students" in told.output
     assert CliRunner().invoke(main, ["exam", "migrate"]).exit_code == 1
     done = CliRunner().invoke(main, ["exam", "migrate", "--merge-duplicates"])
     assert (done.exit_code, "made one row each of 1 students" in done.output) == (0, True), done.output
     assert "nothing to do" in CliRunner().invoke(main, ["exam", "migrate"]).output
-    store = ExamStore(database_url, "Asia/Shanghai")
+    store = ExamStore(new_database_url, "Asia/Shanghai")
     assert store.get_student("1", "2024001").status is StudentStatus.LOGOUT, "the row that was active last"
     assert [row.action for row in store.list_history("1", "2024001")] == [Action.ONLINE, Action.LOGIN]
     store.close()
 
 
-def test_a_column_that_zq_does_not_know_and_that_must_be_given(database_url: str) -> None:
+def test_a_column_that_zq_does_not_know_and_that_must_be_given(new_database_url: str) -> None:
     dump = DUMP.replace("delay_min INTEGER DEFAULT 0", "delay_min INTEGER NOT NULL")
     dump = dump.replace("created_at, default_url)", "created_at, delay_min)").replace("'about:blank'", "0")
-    make_older(database_url, dump).dispose()
-    store = ExamStore(database_url, "Asia/Shanghai")
+    make_older(new_database_url, dump).dispose()
+    store = ExamStore(new_database_url, "Asia/Shanghai")
     with pytest.raises(ExamError, match="it needs delay_min"):
         store.create_exam("7", "n", "2026-07-01 09:00:00", "2026-07-01 11:00:00", now_ms=START_MS)
     assert store.edit_times("2", now_ms=START_MS, end="2026-06-30 11:30:00").end_ms == END_MS + 1_800_000
     store.close()
 
 
-def test_times_as_text(database_url: str) -> None:
-    make_older(database_url, datetime="VARCHAR(19)").dispose()
-    database = Database(database_url, SHANGHAI)
+def test_times_as_text(new_database_url: str) -> None:
+    make_older(new_database_url, datetime="VARCHAR(19)").dispose()
+    database = Database(new_database_url, SHANGHAI)
     assert database.shape.times is shape.Times.LOCAL_TEXT
     database.close()
-    store = ExamStore(database_url, "Asia/Shanghai")
+    store = ExamStore(new_database_url, "Asia/Shanghai")
     assert store.get_exam("2").start_ms == START_MS
     assert check(store, START_MS - 1, 60, has_segments=lambda *_: True).started == ()
     assert check(store, START_MS, 60, has_segments=lambda *_: True).started == ("2",)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
+from zq.exams import times
 from zq.exams.check import RESUBMIT_AFTER_MS, StatusReport, check
 from zq.exams.heartbeats import HeartbeatBuffer, Recorded, StatusNews, StudentKey
 from zq.exams.model import Heartbeat
@@ -188,6 +189,72 @@ def test_an_exam_whose_end_is_moved(service: Service) -> None:
     assert service.store.edit_times("e1", now_ms=END_MS + 2, end=END_MS + 9_000).status is ExamStatus.ACTIVE
     service.store.login("e1", "s1", now_ms=END_MS + 3, ip="")
     assert service.check(END_MS + 9_000).closed == (("e1", "s1"),)
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "hours"),
+    [
+        ("Asia/Shanghai", "2026-06-30 22:30:00", "2026-07-01 00:30:00", 2.0),
+        ("Asia/Shanghai", "2026-12-31 23:00:00", "2027-01-01 01:00:00", 2.0),
+        ("Europe/Berlin", "2026-03-29 01:30:00", "2026-03-29 03:30:00", 1.0),  # an hour of the night is left out
+        ("Europe/Berlin", "2026-10-25 01:30:00", "2026-10-25 03:30:00", 3.0),  # one comes twice
+        ("America/New_York", "2026-10-31 23:00:00", "2026-11-01 04:00:00", 6.0),
+    ],
+)
+def test_an_exam_over_midnight_and_where_clocks_change_begins_and_ends_to_the_millisecond(
+    tmp_path: Path, zone: str, start: str, end: str, hours: float
+) -> None:
+    store = ExamStore(f"sqlite:///{tmp_path / 'exams.db'}", zone)
+    exam, _ = store.create_exam("e1", "夜间考试", start, end, now_ms=0)
+    assert exam.end_ms - exam.start_ms == hours * 3_600_000
+    store.login("e1", "s1", now_ms=exam.start_ms, ip="", name="王小明")
+    found = [
+        (report.started, report.completed, report.closed)
+        for now_ms in (exam.start_ms - 1, exam.start_ms, exam.end_ms - 1, exam.end_ms, exam.end_ms + 1)
+        for report in [check(store, now_ms, 60, has_segments=lambda *_: True)]
+    ]
+    nothing = ((), (), ())
+    assert found == [nothing, (("e1",), (), ()), nothing, ((), ("e1",), (("e1", "s1"),)), nothing]
+    assert times.show(exam.start_ms, store.zone).startswith(start.replace(" ", "T"))
+    store.close()
+
+
+def test_a_start_that_is_moved_while_the_exam_is_live(service: Service) -> None:
+    service.check(START_MS)
+    exam = service.store.edit_times("e1", now_ms=START_MS + 1, start=START_MS + 600_000)
+    assert exam.status is ExamStatus.PENDING
+    report = service.check(START_MS + 2)
+    assert (report.live, report.closed, report.merges) == (0, (), ())
+    assert service.status("s1") is StudentStatus.ONLINE, "who is there stays"
+    assert service.check(START_MS + 600_000).started == ("e1",)
+
+
+def test_times_that_another_application_has_moved(service: Service) -> None:
+    """It writes the columns and knows nothing of zq's statuses."""
+    service.check(END_MS)
+    assert service.store.get_exam("e1").status is ExamStatus.COMPLETED
+
+    def move(**columns: int) -> None:
+        with service.store.database.write() as connection:
+            connection.execute(update(exams_table).values(**columns))
+
+    move(end_time=END_MS + 600_000)
+    assert service.check(END_MS + 1).started == ("e1",)
+    move(start_time=END_MS + 300_000)
+    assert service.check(END_MS + 2).live == 0
+    assert service.store.get_exam("e1").status is ExamStatus.PENDING
+    assert service.check(END_MS + 300_000).started == ("e1",)
+    assert service.check(END_MS + 600_000).completed == ("e1",)
+
+
+def test_a_kill_loses_a_second_of_heartbeats_and_turns_nobody_offline(service: Service) -> None:
+    service.listen(START_MS, START_MS + 50_000, {"s1": [START_MS + 40_000], "s2": [START_MS]})
+    service.buffer.add("e1", "s2", at_ms=START_MS + 50_400, ip="")
+    # Killed half a second after the last flush: the heartbeat of s2 is gone with the process.
+    service.start()
+    service.listen(START_MS + 75_000, START_MS + 130_000, {"s1": [START_MS + 100_000]})
+    assert service.check(START_MS + 130_000).went_offline == ()
+    assert service.store.get_student("e1", "s2").last_active_ms == START_MS
 
 
 def test_heartbeats_after_the_end_bring_nobody_back(service: Service) -> None:
