@@ -8,7 +8,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ def measure(folder: Path, seconds: float) -> dict[str, float]:
     for group in (1, 100, 1000):
         found[f"lmdb_{group}_per_s"] = _lmdb(folder / f"lmdb-{group}", group, seconds)
     found |= _zmq(seconds)
+    found["durable_echo_per_s"] = _durable_echo(folder / "echo", seconds)
     return found | derived(found)
 
 
@@ -72,29 +74,39 @@ def _fdatasync(path: Path, seconds: float) -> float:
         os.close(descriptor)
 
 
-def _lmdb(folder: Path, group: int, seconds: float) -> float:
-    """Records of 256 bytes with one index entry each, `group` of them in a commit that is synced."""
-    folder.mkdir(mode=0o700)
-    env = lmdb.open(str(folder), map_size=1 << 32, max_dbs=2, lib_version=0)
-    rows, index = env.open_db(b"rows"), env.open_db(b"index")
-    numbers = itertools.count(1)
+class _Rows:
+    """Records of 256 bytes with one index entry each."""
 
-    def turn() -> None:
-        with env.begin(write=True) as txn:
-            for number in itertools.islice(numbers, group):
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700)
+        self._env = lmdb.open(str(folder), map_size=1 << 32, max_dbs=2, lib_version=0)
+        self._rows, self._index = self._env.open_db(b"rows"), self._env.open_db(b"index")
+        self._numbers = itertools.count(1)
+
+    def commit(self, group: int) -> None:
+        """So many in a commit that is synced."""
+        with self._env.begin(write=True) as txn:
+            for number in itertools.islice(self._numbers, group):
                 key = struct.pack(">QQ", number, number)
-                txn.put(key, _VALUE, db=rows)
-                txn.put(key + b"index", key, db=index)
+                txn.put(key, _VALUE, db=self._rows)
+                txn.put(key + b"index", key, db=self._index)
 
+    def close(self) -> None:
+        self._env.close()
+
+
+def _lmdb(folder: Path, group: int, seconds: float) -> float:
+    rows = _Rows(folder)
     try:
-        return _rate(turn, seconds, group)
+        return _rate(lambda: rows.commit(group), seconds, group)
     finally:
-        env.close()
+        rows.close()
 
 
-def _zmq(seconds: float) -> dict[str, float]:
-    """DEALER and ROUTER over TCP, the echo in another process, as broker and client are."""
-    echo = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)
+@contextmanager
+def _echo(*arguments: str) -> Iterator[zmq.Socket[bytes]]:
+    """A DEALER whose ROUTER over TCP is in another process, as client and broker are."""
+    echo = subprocess.Popen([sys.executable, "-m", __name__, *arguments], stdout=subprocess.PIPE, text=True)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         assert echo.stdout is not None
@@ -102,6 +114,26 @@ def _zmq(seconds: float) -> dict[str, float]:
         dealer.connect(echo.stdout.readline().strip())
         dealer.send(_MESSAGE)
         dealer.recv()
+        yield dealer
+    finally:
+        echo.kill()
+        echo.communicate()
+        context.destroy(linger=0)
+
+
+def _durable_echo(folder: Path, seconds: float) -> float:
+    """The round trip and the commit in one: each wakes up the other from its sleep, as in a broker without load."""
+    with _echo(str(folder)) as dealer:
+
+        def turn() -> None:
+            dealer.send(_MESSAGE)
+            dealer.recv()
+
+        return _rate(turn, seconds)
+
+
+def _zmq(seconds: float) -> dict[str, float]:
+    with _echo() as dealer:
         times_us: list[float] = []
 
         def round_trip() -> None:
@@ -119,12 +151,6 @@ def _zmq(seconds: float) -> dict[str, float]:
             "zmq_echo_per_s": pipelined,
             "zmq_batched_jobs_per_s": batched,
         }
-    finally:
-        echo.kill()
-        echo.wait()
-        if echo.stdout is not None:
-            echo.stdout.close()
-        context.destroy(linger=0)
 
 
 def _pipelined(dealer: zmq.Socket[bytes], message: bytes, seconds: float) -> float:
@@ -141,13 +167,18 @@ def _pipelined(dealer: zmq.Socket[bytes], message: bytes, seconds: float) -> flo
     return rate
 
 
-def _echo_for_ever() -> None:
+def _echo_for_ever(folder: str | None = None) -> None:
+    """With a folder, each message is answered when a record for it has been committed there."""
+    rows = _Rows(Path(folder)) if folder is not None else None
     router: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
     router.bind("tcp://127.0.0.1:*")
     print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
     while True:
-        router.send_multipart(router.recv_multipart())
+        parts = router.recv_multipart()
+        if rows is not None:
+            rows.commit(1)
+        router.send_multipart(parts)
 
 
 if __name__ == "__main__":
-    _echo_for_ever()
+    _echo_for_ever(*sys.argv[1:])
