@@ -21,6 +21,7 @@ from benchmarks.peers import URL_VARIABLE
 from benchmarks.servers import Zq
 from zq.protocol import codec
 from zq.protocol import messages as m
+from zq.protocol.transport import dials
 
 _QUEUE = "crowd"
 
@@ -34,7 +35,7 @@ def measure(folder: Path, count: int, seconds: float) -> dict[str, float]:
         assert crowd.stdout is not None
         if crowd.stdout.readline().strip() != "ready":
             raise RuntimeError(f"{count} workers could not be connected")
-        rest = resting([server.process.pid], settle_s=2.0, during_s=seconds)
+        rest = resting([server.process.pid], settle_s=5.0, during_s=seconds)
         starts = _starts(server, folder)
         return {
             "crowd_workers": count,
@@ -73,6 +74,7 @@ def _starts(server: Zq, folder: Path) -> dict[str, float]:
 
 def _connect(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
     dealer = context.socket(zmq.DEALER)
+    dials(dealer, address)
     dealer.connect(address)
     return dealer
 
@@ -101,14 +103,19 @@ def main() -> None:
         dealer = _connect(context, address)
         workers.append((dealer, _join(dealer, number)))
     print("ready", flush=True)
+    every_s = 2.0
     while True:
         start_s = time.monotonic()
+        told_s = every_s
         for index, (dealer, session) in enumerate(workers):
             dealer.send(codec.encode(m.Beat(session, 0, [], [], [m.QueueSlots(_QUEUE, 1)])))
             while dealer.poll(0):
-                dealer.recv()
-            # Spread over the two seconds between two beats, as 2,000 real workers would be.
-            time.sleep(max(0.0, start_s + 2.0 * (index + 1) / len(workers) - time.monotonic()))
+                answer = codec.decode_from_broker(dealer.recv())
+                # As a real worker does: in a large fleet it is told to beat less often while it is idle.
+                told_s = max(2.0, answer.idle_ms / 1000) if isinstance(answer, m.BeatOk) else told_s
+            # Spread over the time between two beats, as so many real workers would be.
+            time.sleep(max(0.0, start_s + every_s * (index + 1) / len(workers) - time.monotonic()))
+        every_s = told_s
 
 
 if __name__ == "__main__":

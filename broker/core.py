@@ -45,6 +45,9 @@ PURGE_EVERY_MS = 1000
 PURGE_JOBS = 200
 CLIENT_IDLE_MS = 600_000
 """A client's session is forgotten after this silence; its next message is answered by unknown_session."""
+IDLE_MS_MAX = 60_000
+IDLE_BEATS_MISSED = 3
+"""So many BEATs of an idle worker may be missing before it counts as silent."""
 _RUNNING_SCAN = 4096
 
 
@@ -52,6 +55,8 @@ _RUNNING_SCAN = 4096
 class Settings:
     heartbeat_ms: int = 2000
     session_timeout_ms: int = 15_000
+    idle_beats_per_s: int = 200
+    """Of all workers together while they have nothing to do: in a large fleet each beats less often."""
     resume_grace_ms: int = 60_000
     retention_ms: int = 604_800_000
     retention_jobs: int = 2_000_000
@@ -245,7 +250,8 @@ class Core:
         if stale:
             self._send(session, m.Revoke(session.id, stale, m.RevokeReason.STALE))
         self._set_credit(session, message.credit, message.room)
-        self._send(session, m.BeatOk(session.id))
+        session.idle_ms = self._idle_ms()
+        self._send(session, m.BeatOk(session.id, session.idle_ms))
 
     def _credit(self, session: Session, message: m.Credit, now_ms: int) -> None:
         self._set_credit(session, message.limits, message.room)
@@ -257,11 +263,20 @@ class Core:
         if any(session.limits.get(name) != slots for name, slots in named.items()):
             self.queues.set_credit(session, {**session.limits, **named})
 
+    def _idle_ms(self) -> int:
+        fair_ms = len(self.sessions.workers) * 1000 // self.settings.idle_beats_per_s
+        return min(max(self.settings.heartbeat_ms, fair_ms), IDLE_MS_MAX)
+
     def _patience_ms(self, session: Session) -> int:
-        return self.settings.session_timeout_ms if session.role is Role.WORKER else CLIENT_IDLE_MS
+        if session.role is not Role.WORKER:
+            return CLIENT_IDLE_MS
+        idle_ms = 0 if session.leases else session.idle_ms
+        return max(self.settings.session_timeout_ms, IDLE_BEATS_MISSED * idle_ms)
 
     def _drop_silent(self, now_ms: int) -> None:
-        for session in [s for s in self.sessions.by_id.values() if now_ms - s.heard_ms > self._patience_ms(s)]:
+        by_id = self.sessions.by_id
+        silent = [s for s in by_id.values() if now_ms - max(s.heard_ms, s.busy_ms) > self._patience_ms(s)]
+        for session in silent:
             self._lose_session(session, "its worker fell silent", now_ms)
         for lease in self.leases.unclaimed(now_ms):
             self._lose(lease, "its worker did not come back", now_ms)
@@ -310,6 +325,9 @@ class Core:
             assert spec is not None
             wire.append(m.Lease(lease.row.id, lease.row.attempt, lease.token, spec))
         for part in codec.split(wire, [len(lease.spec) + 64 for lease in wire]):
+            if len(session.leases) == len(leases):
+                # It had nothing, and may not have been due to speak for a while: its silence counts from now.
+                session.busy_ms = self._last_ms
             session.dispatches += 1
             for item in part:
                 self.leases.by_token[item.token].number = session.dispatches

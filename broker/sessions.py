@@ -99,6 +99,10 @@ class Session:
     """Credit: leases it will hold at once, by queue."""
     held: dict[str, int] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
+    idle_ms: int = 0
+    """What it was told it may leave between two BEATs while it has no leases."""
+    busy_ms: int = 0
+    """When it was last given leases while it had none."""
     dispatches: int = 0
     tasks: int = 0
     tags: frozenset[str] = frozenset()

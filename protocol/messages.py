@@ -409,6 +409,8 @@ class Resumed(FromBroker, frozen=True, tag=105):
 
 class BeatOk(FromBroker, frozen=True, tag=106):
     session: SessionId
+    idle_ms: DurationMs = 0
+    """A worker that has no leases may leave so long between two BEATs; 0 for `heartbeat_ms` of WELCOME."""
 
 
 class Held(FromBroker, frozen=True, tag=107):

@@ -10,18 +10,20 @@ from zq.protocol import limits
 
 
 def guard(sock: zmq.Socket[Any]) -> None:
-    """What every socket of the protocol has: the bound of a frame, and ZMTP heartbeats that find a dead link."""
+    """What every socket of the protocol has: the bounds of a frame and of what waits."""
     sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
     sock.setsockopt(zmq.RCVHWM, 10_000)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
-    sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
 
 
 def dials(sock: zmq.Socket[Any], address: str) -> None:
     """`guard`, and what a DEALER that is to connect to `address` has besides."""
     guard(sock)
+    # ZMTP heartbeats find a dead link. The peers' are enough for both ends: each PING says how soon the broker, too,
+    # may give the connection up, and thousands of PINGs of its own would be most of what an idle broker does.
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, 10_000)
     sock.setsockopt(zmq.RECONNECT_IVL, 100)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
     if address.startswith("tcp://["):

@@ -175,7 +175,7 @@ class Session:
             self._out.append(self.uplink.connected_text(welcome, len(claims)))
 
     def _on_beat_ok(self, message: m.BeatOk, now_ms: int) -> None:
-        self.uplink.beat_answered()
+        self.uplink.beat_answered(message.idle_ms)
 
     # ------------------------------------------------------------------------------------------ leases come and go
 
@@ -187,6 +187,7 @@ class Session:
         if not is_next:
             self.ignored["Dispatch"] += 1
             return
+        self.uplink.busy(now_ms)
         queues: dict[str, int] = {}
         for lease in dispatch.leases:
             held = self._accept(lease, now_ms)
@@ -285,7 +286,7 @@ class Session:
         self._send_results(self.book.to_send(now_ms - RESEND_MS), now_ms)
         self._out += [io.Send(message) for message in self.questions.due(now_ms)]
         barrier = self.work is not Work.WORKING and self._barrier is None
-        if self.uplink.take_beat(now_ms, at_once=barrier or self.floor.stall_news):
+        if self.uplink.take_beat(now_ms, idle=not len(self.book), at_once=barrier or self.floor.stall_news):
             self.floor.stall_news = False
             usage = [
                 m.LeaseUsage(

@@ -19,6 +19,8 @@ HELLO_WAIT_MS = 1_000
 """The first HELLO of a row waits so long for its answer; each further one twice as long, up to BACKOFF_MS_MAX."""
 BACKOFF_MS = 100
 BACKOFF_MS_MAX = 5_000
+IDLE_BEATS_MISSED = 3
+"""So many answers to an idle worker's BEATs may be missing before the broker counts as silent."""
 
 
 class Link(Enum):
@@ -76,6 +78,9 @@ class Uplink:
         self.beats_answered = 0
         self._heartbeat_ms = 1
         self._timeout_ms = 1
+        self._idle_ms = 1
+        self._idle = False
+        """Whether the next BEAT is that of a worker without leases."""
         self._heard_ms = now_ms
         self._beat_ms = now_ms
 
@@ -112,6 +117,7 @@ class Uplink:
         self.session = welcome.session
         self._heartbeat_ms = max(1, welcome.heartbeat_ms)
         self._timeout_ms = max(1, welcome.timeout_ms)
+        self._idle_ms = self._heartbeat_ms
         self._beat_ms = now_ms + self._heartbeat_ms
         return True
 
@@ -119,9 +125,20 @@ class Uplink:
         """Why the link is to be given up now; empty while it is well."""
         if self.link is Link.GREETING and now_ms >= self._answer_by_ms:
             return "no answer to HELLO"
-        if self.link is Link.READY and now_ms >= self._heard_ms + self._timeout_ms:
-            return f"the broker was silent for {self._timeout_ms / 1000:g} s"
+        if self.link is Link.READY and now_ms >= self._heard_ms + self._patience_ms:
+            return f"the broker was silent for {self._patience_ms / 1000:g} s"
         return ""
+
+    @property
+    def _patience_ms(self) -> int:
+        """A broker has no reason to speak between the beats of an idle worker."""
+        return max(self._timeout_ms, IDLE_BEATS_MISSED * self._idle_ms) if self._idle else self._timeout_ms
+
+    def busy(self, now_ms: int) -> None:
+        """There are leases: beats are due as often as WELCOME said."""
+        if self._idle:
+            self._idle = False
+            self._beat_ms = min(self._beat_ms, now_ms + self._heartbeat_ms)
 
     def lose(self, why: str, now_ms: int, kept: int) -> list[io.Effect]:
         """Close the link and try again after a while; `kept`: jobs and results that wait for it. Empty if closed."""
@@ -149,19 +166,21 @@ class Uplink:
         self._failures = max(self._failures, 6)
         return [io.Say(ERROR, f"the broker refuses this worker: {detail}"), *self.lose(detail, now_ms, kept)]
 
-    def beat_answered(self) -> None:
+    def beat_answered(self, idle_ms: int) -> None:
         self.beats_answered += 1
+        self._idle_ms = max(self._heartbeat_ms, idle_ms)
         # Not already at WELCOME: two processes under one name would throw each other out ten times a second.
         self._failures = 0
 
     def beat_due(self, now_ms: int) -> bool:
         return now_ms >= self._beat_ms
 
-    def take_beat(self, now_ms: int, *, at_once: bool = False) -> bool:
-        """Whether a BEAT is to be sent now; if so it is counted as sent."""
+    def take_beat(self, now_ms: int, *, idle: bool, at_once: bool = False) -> bool:
+        """Whether a BEAT is to be sent now; if so it is counted as sent. `idle`: there are no leases."""
         if not self.beat_due(now_ms) and not at_once:
             return False
-        self._beat_ms = now_ms + self._heartbeat_ms
+        self._idle = idle
+        self._beat_ms = now_ms + (self._idle_ms if idle else self._heartbeat_ms)
         self.beats += 1
         return True
 
@@ -179,7 +198,7 @@ class Uplink:
             return self._retry_ms
         if self.link is Link.GREETING:
             return self._answer_by_ms
-        return min(self._beat_ms, self._heard_ms + self._timeout_ms)
+        return min(self._beat_ms, self._heard_ms + self._patience_ms)
 
     def connected_text(self, welcome: m.Welcome, claimed: int) -> io.Say:
         claiming = f"; claiming {claimed} jobs again" if claimed else ""

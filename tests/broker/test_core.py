@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 import zq.protocol.messages as m
 from tests.broker.harness import Harness, one
+from zq.broker.core import Settings
 from zq.broker.retry import backoff_ms
 from zq.broker.sessions import Identity
 from zq.broker.window import Window
@@ -253,6 +254,26 @@ def test_after_a_broker_restart_a_job_whose_worker_does_not_come_back_runs_again
     assert other.leases() == []
     zq.round(later_ms=2001)
     assert other.lease().job_id == job
+
+
+def test_idle_workers_of_a_large_fleet_may_be_silent_for_longer_and_busy_ones_not() -> None:
+    """Two beats a second for all: each of four idle workers beats every two seconds and is missed after six."""
+    settings = Settings(heartbeat_ms=500, session_timeout_ms=3000, resume_grace_ms=6000, idle_beats_per_s=2)
+    zq = Harness(settings)
+    workers = [zq.worker(f"w{n}") for n in range(4)]
+    for worker in workers:
+        assert one(worker.hear(m.Beat(worker.session, 0, [], [], [m.QueueSlots("q", 1)])), m.BeatOk).idle_ms == 2000
+    for _ in range(2):
+        zq.round(later_ms=2800)
+    job = zq.submit("a")
+    assert zq.state(job) is State.RUNNING, "none of them counts as silent"
+    busy = zq.row(job).worker
+    zq.round(later_ms=2900)
+    assert zq.row(job).attempt == 1, "its silence counts from the dispatch"
+    assert list(zq.core.sessions.workers) == [busy], "the idle ones have missed three beats"
+    zq.round(later_ms=300)
+    assert not zq.core.sessions.workers
+    assert zq.state(job) is not State.RUNNING
 
 
 def test_a_dispatch_that_never_arrived_is_found_by_the_heartbeat(zq: Harness) -> None:

@@ -71,7 +71,9 @@ ALL_FAULTS = Faults(
     broker_freezes_every_ms=20_000, deafens_every_ms=6000, clock_pace=1.05,
 )  # fmt: skip
 
-SETTINGS = Settings(heartbeat_ms=500, session_timeout_ms=3000, resume_grace_ms=6000, retention_ms=10_000_000)
+SETTINGS = Settings(
+    heartbeat_ms=500, idle_beats_per_s=2, session_timeout_ms=3000, resume_grace_ms=6000, retention_ms=10_000_000
+)
 QUEUES = {"merge": 2, "status": 1}
 TINY = "status"
 

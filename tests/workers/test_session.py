@@ -602,3 +602,32 @@ def test_idle_it_wakes_for_its_heartbeat_only() -> None:
 def test_a_worker_has_some_slots_and_not_too_many(queues: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least one queue"):
         Session(Settings(instance="w", incarnation=b"i" * 16, queues=queues), 0)
+
+
+def test_idle_in_a_large_fleet_it_beats_as_seldom_as_it_was_told_until_it_has_work() -> None:
+    bench = Bench()
+    bench.welcome()
+    bench.later(HEARTBEAT_MS)
+    bench.tell(m.BeatOk(1, 10 * HEARTBEAT_MS))
+    assert of(m.Beat, bench.later(HEARTBEAT_MS))
+    asked_ms = bench.now_ms
+    assert bench.session.wake_ms() == asked_ms + 10 * HEARTBEAT_MS
+    bench.tell(m.BeatOk(1, 10 * HEARTBEAT_MS))
+    bench.later(5 * HEARTBEAT_MS)
+    bench.dispatch(lease(1))
+    assert bench.session.uplink.link is Link.READY, "the broker was not silent for too long"
+    assert not of(m.Beat, bench.later(HEARTBEAT_MS - 1))
+    assert one(m.Beat, bench.later(1)).leases == [1]
+    assert bench.session.wake_ms() <= bench.now_ms + HEARTBEAT_MS
+
+
+def test_idle_in_a_large_fleet_it_gives_up_a_broker_that_answers_three_beats_in_a_row_with_nothing() -> None:
+    bench = Bench()
+    bench.welcome()
+    bench.later(HEARTBEAT_MS)
+    bench.tell(m.BeatOk(1, 10 * HEARTBEAT_MS))
+    heard_ms = bench.now_ms
+    while bench.session.uplink.link is Link.READY:
+        bench.now_ms = bench.session.wake_ms()
+        bench.session.turn(bench.now_ms)
+    assert bench.now_ms == heard_ms + max(TIMEOUT_MS, 30 * HEARTBEAT_MS)
