@@ -237,7 +237,10 @@ def test_slots_are_replaced_after_so_many_jobs_and_none_is_lost(system: System) 
     pids = [job.result(timeout_s=DEADLINE_S) for job in jobs]
     assert len(set(pids)) >= 10
     assert max(pids.count(pid) for pid in pids) <= 3
-    assert all(len(system.detail(job).attempts) == 1 for job in jobs)
+    for job in jobs:
+        # One that came in advance may have been given back meanwhile, which costs it nothing.
+        outcomes = [attempt.outcome for attempt in system.detail(job).attempts]
+        assert [outcome for outcome in outcomes if outcome is not Outcome.HANDED_BACK] == [Outcome.DONE]
 
 
 def test_a_killed_keeper_is_replaced_and_its_jobs_run_again(running: System) -> None:
