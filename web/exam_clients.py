@@ -69,11 +69,14 @@ class ClientLogout(ClientAnswer, frozen=True, kw_only=True):
     """Id of the job that merges the recording; null if there is nothing to merge."""
 
 
-class ClientForm(views.View, frozen=True, kw_only=True):
+class ClientStudent(views.View, frozen=True, kw_only=True):
     """Also urlencoded, or multipart; numbers are as good as text."""
 
     student_id: str | int
     exam_id: str | int
+
+
+class ClientEntry(ClientStudent, frozen=True, kw_only=True):
     student_name: str | None = None
     """At login: a student who is not on the exam's list is put on it. `name` and `username` are read too."""
 
@@ -188,9 +191,9 @@ class ExamClientRoutes:
     def operations(self) -> list[Operation]:
         found = []
         for path, handler, summary, body, answer in (
-            ("login", self.client_login, "As …/login, in the form of older exam clients", ClientForm, ClientLogin),
-            ("heartbeat", self.client_heartbeat, "As …/heartbeat", ClientForm, ClientAnswer),
-            ("logout", self.client_logout, "As …/finish", ClientForm, ClientLogout),
+            ("login", self.client_login, "As …/login, in the form of older exam clients", ClientEntry, ClientLogin),
+            ("heartbeat", self.client_heartbeat, "As …/heartbeat", ClientStudent, ClientAnswer),
+            ("logout", self.client_logout, "As …/finish", ClientStudent, ClientLogout),
             ("screen_recording", self.client_recording, "As …/segments", ClientRecording, ClientUpload),
         ):
             upload = body is ClientRecording

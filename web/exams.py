@@ -233,7 +233,8 @@ class ExamRoutes:
         json_in = (400, 408, 413, 415, 422, 503)
         student = "/v1/exams/{exam_id}/students/{student_id}"
         queue = merging.QUEUE
-        limit = Parameter("limit", f"Rows of a page, at most {PAGE_ROWS_MAX}", type=int)
+        rows = Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX)]
+        limit = Parameter("limit", f"Rows of a page, at most {PAGE_ROWS_MAX}", type=rows)
         return [
             Operation(
                 "POST", "/v1/exams", self.create_exam, "Make an exam with its students", Scope.OPERATE,

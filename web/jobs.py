@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable
 from http import HTTPStatus
+from typing import Annotated, Literal
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -41,7 +43,10 @@ PAGE = (
         type=list[str],
     ),
     Parameter("cursor", "`next` of the page before"),
-    Parameter("limit", f"Rows of a page, at most {limits.PAGE_ROWS_MAX}", type=int),
+    Parameter(
+        "limit", f"Rows of a page, at most {limits.PAGE_ROWS_MAX}",
+        type=Annotated[int, Meta(ge=1, le=limits.PAGE_ROWS_MAX)],
+    ),
 )
 
 
@@ -87,8 +92,14 @@ class JobRoutes:
         asking = (429, 503)
         looking = (404, 422, *asking)
         changing = (404, 409, 422, 503, 504)
-        state = Parameter("state", f"One of {', '.join(state.label for state in State)}; all states without it")
-        wait = Parameter("wait_s", f"Answer when the job ends, or after so long (at most {WAIT_S_MAX:g} s)", type=float)
+        state = Parameter(
+            "state", "Only jobs in this state; all states without it",
+            type=Literal["scheduled", "ready", "running", "done", "dead", "cancelled", "expired"],
+        )  # fmt: skip
+        wait = Parameter(
+            "wait_s", f"Answer when the job ends, or after so long (at most {WAIT_S_MAX:g} s)",
+            type=Annotated[float, Meta(ge=0, le=WAIT_S_MAX)],
+        )  # fmt: skip
         return [
             Operation(
                 "GET", "/v1/jobs", self.list_jobs, "Jobs, by queue, state and arguments", Scope.READ,

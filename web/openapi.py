@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from zq.exams import names
+from zq.protocol import limits
 from zq.web.auth import Scope
 from zq.web.operations import Operation
 from zq.web.problems import CONTENT_TYPE, ProblemBody
@@ -52,6 +54,20 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         },
     }
 
+
+_ID = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$"
+_IN_PATH: dict[str, dict[str, Any]] = {
+    "id": {"type": "string", "format": "uuid"},
+    "exam_id": {"type": "string", "pattern": _ID, "minLength": 1, "maxLength": names.EXAM_ID_CHARS_MAX},
+    "student_id": {"type": "string", "pattern": _ID, "minLength": 1, "maxLength": names.STUDENT_ID_CHARS_MAX},
+    "name": {
+        "type": "string",
+        "pattern": r"^[A-Za-z0-9_][^/\\|]*\.(mp4|webm|mkv|mov|avi)$",
+        "maxLength": names.FILE_NAME_BYTES_MAX,
+        "description": "A plain file name, in any script, with the extension of its format",
+    },
+    "queue": {"type": "string", "pattern": r"^\S+$", "minLength": 1, "maxLength": limits.NAME_CHARS_MAX},
+}
 
 _HEADERS = {
     "Retry-After": ("integer", "Seconds until it is worth another try; with 429, 503 and 504"),
@@ -136,7 +152,7 @@ def _opens_for(operation: Operation) -> str:
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": _IN_PATH.get(name, {"type": "string"})}
         for name, _ in _PARAMETER.findall(operation.path)
     ]
     others = [

@@ -214,6 +214,7 @@ class SubmissionRoutes:
                 "The same key with the same body: the first answer again (`Idempotency-Replayed: true`), for "
                 "`web.idempotency_s`; the same job as long as the broker knows it. Another body: 422",
                 "header",
+                Annotated[str, Meta(min_length=1, max_length=IDEMPOTENCY_KEY_CHARS_MAX, pattern="^[!-~]+$")],
             ),
         )
         errors = (400, 408, 413, 415, 422, 429, 503, 504)

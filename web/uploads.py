@@ -6,7 +6,9 @@ import base64
 import binascii
 import contextlib
 import re
+from typing import Annotated
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +25,10 @@ from zq.web.intake import BYTES_PER_S_MIN, Declared, Intake
 from zq.web.operations import Operation, Parameter
 from zq.web.problems import invalid
 from zq.web.services import Services
+
+_Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+_TsMs = Annotated[int, Meta(ge=0, le=TS_MS_MAX)]
+_Sha256 = Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class UploadRoutes:
@@ -43,9 +49,9 @@ class UploadRoutes:
 
     def operations(self) -> list[Operation]:
         headers = (
-            Parameter("X-Zq-Sequence", "Number of the segment in its recording, from 0 or 1", "header", int),
-            Parameter("X-Zq-Timestamp-Ms", "When the segment ended, Unix milliseconds of the client", "header", int),
-            Parameter("X-Zq-Sha256", "SHA-256 of the bytes in hexadecimal; other bytes are refused", "header"),
+            Parameter("X-Zq-Sequence", "Number of the segment in its recording, from 0 or 1", "header", _Seq),
+            Parameter("X-Zq-Timestamp-Ms", "When the segment ended, Unix milliseconds of the client", "header", _TsMs),
+            Parameter("X-Zq-Sha256", "SHA-256 of the bytes in hexadecimal; other bytes are refused", "header", _Sha256),
             Parameter("Content-Digest", "The same as sha-256=:base64: (RFC 9530); Digest is read too", "header"),
         )
         return [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.result import Ok
 
-from tests.web.conftest import Api, load, write_config
+from tests.ports import free_port
+from tests.web.conftest import Api, Process, load, write_config
 
 ENDLESS = re.compile(r"/events$")
 """Streams have no last byte to wait for; test_web_streams.py reads them."""
@@ -71,3 +75,26 @@ def check(api: Api, operation: Any) -> None:
 
     ask()
 
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_schemathesis_finds_nothing_over_the_whole_api(tmp_path: Path, broker_port: int) -> None:
+    """Its command, with all checks but one: that all which fits the types must be taken. Names that are there, times
+    that end before they begin and the like fit the types."""
+    port = free_port()
+    server = Process("zq.web", write_config(tmp_path, broker_port, f"port = {port}"), port, tmp_path / "log")
+    token = (tmp_path / "var" / "token").read_text().strip()
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{port}/openapi.json",
+        "-H", f"Authorization: Bearer {token}", "--checks", "all", "--exclude-checks", "positive_data_acceptance",
+        "--exclude-path-regex", ENDLESS.pattern, "--phases", "examples,coverage,fuzzing,stateful",
+        "--max-examples", "25", "--no-color",
+        "--request-timeout", "65",  # longer than the longest poll
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=580, check=False)
+    finally:
+        assert server.stop() == 0
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "Traceback" not in (tmp_path / "log").read_text()
