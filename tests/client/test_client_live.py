@@ -109,6 +109,20 @@ def test_a_generator_is_read_while_the_jobs_before_are_sent(
         assert client.submit("m.f", queue="q").state() is State.READY
 
 
+def test_a_message_that_is_refused_as_a_whole_refuses_each_of_its_jobs(
+    live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "SUBMIT_JOBS_MAX", 2)
+    requests = [JobRequest(task="m.f", queue="q") for _ in range(5)]
+    with Client(live_broker.config, role="monitor") as client:
+        receipts = client.submit_many(requests)
+        assert [receipt.job_id for receipt in receipts] == [request.id for request in requests]
+        assert {(receipt.status, receipt.code) for receipt in receipts} == {(ReceiptStatus.REFUSED, Code.FORBIDDEN)}
+        with pytest.raises(Refused, match="monitor may not"):
+            client.submit_request(requests[0])
+        assert accepted(client) == 0
+
+
 def test_what_does_not_exist_is_said(live_broker: LiveBroker) -> None:
     with Client(live_broker.config) as client:
         for ask in (client.detail, client.result):

@@ -310,11 +310,11 @@ class AsyncClient:
         batch = [(encoded, future) for encoded, future in self._batch if not future.done()]
         self._batch = []
         futures = iter([future for _, future in batch])
-        for part, question in verbs.submit_parts(encoded for encoded, _ in batch):
-            waiting = list(itertools.islice(futures, len(part)))
+        for ids, question in verbs.submit_parts(encoded for encoded, _ in batch):
+            waiting = list(itertools.islice(futures, len(ids)))
             try:
                 wire = self._open_wire()
-                wire.ask_then(question, self.timeout_s, self.timeout_s, functools.partial(_deliver, part, waiting))
+                wire.ask_then(question, self.timeout_s, self.timeout_s, functools.partial(_deliver, ids, waiting))
             except ZqError as error:
                 _fail(waiting, error)
             else:
@@ -326,13 +326,11 @@ def _no_wait(outcome: Outcome) -> BrokerMessage:
     return outcome
 
 
-def _deliver(
-    part: Sequence[Encoded], futures: Sequence[asyncio.Future[Receipt]], answer: Outcome | Unavailable
-) -> None:
+def _deliver(ids: Sequence[bytes], futures: Sequence[asyncio.Future[Receipt]], answer: Outcome | Unavailable) -> None:
     if isinstance(answer, Unavailable):
         _fail(futures, answer)
         return
-    for future, receipt in zip(futures, verbs.receipts_of(part, answer), strict=True):
+    for future, receipt in zip(futures, verbs.receipts_of(ids, answer), strict=True):
         if not future.done():
             future.set_result(receipt)
 

@@ -124,7 +124,7 @@ class BlockingCalls(ABC):
             answer = self._exchange_one(verbs.submit_one(encoded), self.timeout_s)
         except Unavailable as error:
             raise Unavailable(f"{error}{answers.unknown_outcome(encoded.id)}") from None
-        [receipt] = verbs.receipts_of([encoded], answer)
+        [receipt] = verbs.receipts_of([encoded.id], answer)
         return Job(self, answers.check_receipt(receipt).job_id, receipt)
 
     def submit_many(self, requests: Iterable[JobRequest]) -> list[Receipt]:

@@ -67,40 +67,44 @@ _ENVELOPE_BYTES: Final = 8
 """What a job takes in a SUBMIT beside its own bytes, at most."""
 
 
-def submit_parts(jobs: Iterable[Encoded]) -> Iterator[tuple[list[Encoded], messages.Submit]]:
-    """The jobs in messages, made when they are asked for."""
+def submit_parts(jobs: Iterable[Encoded]) -> Iterator[tuple[list[bytes], messages.Submit]]:
+    """The jobs in messages, made when they are asked for, with the ids of each."""
     part: list[Encoded] = []
     part_bytes = 0
     for one in jobs:
         size_bytes = len(one.spec) + _ENVELOPE_BYTES
         if part and (len(part) >= SUBMIT_JOBS_MAX or part_bytes + size_bytes > limits.BATCH_BYTES_MAX):
-            yield part, messages.Submit(0, 0, [job.spec for job in part])
+            yield _submit_of(part)
             part, part_bytes = [], 0
         part.append(one)
         part_bytes += size_bytes
     if part:
-        yield part, messages.Submit(0, 0, [job.spec for job in part])
+        yield _submit_of(part)
 
 
-def receipts_of(part: Sequence[Encoded], answer: BrokerMessage | GivenUp) -> list[Receipt]:
+def _submit_of(part: list[Encoded]) -> tuple[list[bytes], messages.Submit]:
+    return [one.id for one in part], messages.Submit(0, 0, [one.spec for one in part])
+
+
+def receipts_of(ids: Sequence[bytes], answer: BrokerMessage | GivenUp) -> list[Receipt]:
     """One receipt for each job of a SUBMIT; if the whole message was refused, each says so."""
     if isinstance(answer, messages.Receipts):
         return answer.receipts
-    return [_refused_receipt(one, answer) for one in part]
+    return [_refused_receipt(job_id, answer) for job_id in ids]
 
 
 def submit(jobs: Iterable[Encoded]) -> Call[list[Receipt]]:
-    parts: list[list[Encoded]] = []
+    asked: list[list[bytes]] = []
 
     def questions() -> Iterator[Question]:
-        for part, question in submit_parts(jobs):
-            parts.append(part)
+        for ids, question in submit_parts(jobs):
+            asked.append(ids)
             yield question
 
     def read(got: list[BrokerMessage]) -> list[Receipt]:
         receipts: list[Receipt] = []
-        for part, answer in zip(parts, got, strict=True):
-            receipts += receipts_of(part, answer)
+        for ids, answer in zip(asked, got, strict=True):
+            receipts += receipts_of(ids, answer)
         return receipts
 
     return Call(questions(), read)
@@ -110,10 +114,10 @@ def submit_one(job: Encoded) -> Question:
     return messages.Submit(0, 0, [job.spec])
 
 
-def _refused_receipt(one: Encoded, answer: BrokerMessage | GivenUp) -> Receipt:
+def _refused_receipt(job_id: bytes, answer: BrokerMessage | GivenUp) -> Receipt:
     assert isinstance(answer, messages.Refusal)
     return Receipt(
-        one.id,
+        job_id,
         ReceiptStatus.REFUSED,
         code=answer.code,
         detail=answer.detail,
