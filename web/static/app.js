@@ -127,9 +127,9 @@ function draw() {
   document.title = `${title} · zq`;
   render(html`<a class="skip" href="#content" @click=${(event) => (event.preventDefault(), document.querySelector("main h1")?.focus())}>${t("skip")}</a>
     <div class="shell ${state.old || (state.connection !== "live" && state.heardAt) ? "stale" : ""}">
-      <div class="side"><a class="brand" href="/" aria-label="zq"><img src="/static/icon.svg" alt="">zq</a>
+      <header class="side"><a class="brand" href="/" aria-label="zq"><img src="/static/icon.svg" alt="">zq</a>
         <nav aria-label=${t("nav.label")}><ul>${NAV.map((one) => html`<li>${link(one)}</li>`)}</ul></nav>
-        <div class="foot">${mode()}${switches()}${pulse()}<p class="version">${state.live?.broker?.software ?? ""} · <a href="/openapi.json" target="_blank">API</a> · <button type="button" class="button small plain" @click=${() => document.getElementById("keys").showModal()}>${t("keys.button")}</button></p></div></div>
+        <div class="foot">${mode()}${switches()}${pulse()}<p class="version">${state.live?.broker?.software ?? ""} · <a href="/openapi.json" target="_blank">API</a> · <button type="button" class="button small plain" @click=${() => document.getElementById("keys").showModal()}>${t("keys.button")}</button></p></div></header>
       <main id="content">${notice()}<div class="frame">${view.render()}</div></main>
     </div>${tabs()}${askDialog()}${keysDialog()}
     <div class="toasts" role="status" aria-live="polite">${state.toasts.map((one) => html`<p class="toast ${one.tone}">${one.text}</p>`)}</div>`, document.getElementById("app"));

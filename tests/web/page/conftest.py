@@ -39,7 +39,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A broker, the web server, and a worker that merges; each test brings jobs of its own."""
     made = Scene(tmp_path_factory.mktemp("scene"))
     try:
-        made.worker("video_merge", 1, "hall:video_merge")
+        made.worker("video_merge", 1)
         yield made
     finally:
         made.stop()

@@ -85,11 +85,11 @@ class Scene:
         self._started.append(made)
         return made
 
-    def worker(self, queue: str, slots: int, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        return self.start("zq.workers", "--queue", queue, "--slots", str(slots), "--name", name, *arguments)
+    def worker(self, queue: str, slots: int, *arguments: str) -> subprocess.Popen[bytes]:
+        return self.start("zq.workers", "--queue", queue, "--slots", str(slots), *arguments)
 
-    def other_work(self) -> subprocess.Popen[bytes]:
-        return self.worker("reports", 3, "office-1:reports", "--tasks", "tests.web.page.scene_tasks", "--tag", "disk=a")
+    def other_work(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self.worker("reports", 3, "--tasks", "tests.web.page.scene_tasks", "--tag", "disk=a", *arguments)
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         import httpx

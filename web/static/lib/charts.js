@@ -33,7 +33,9 @@ function lines(values, top, tone, filled, width, height) {
   });
 }
 
-export function spark(values, tone) {
+export function spark(all, tone) {
+  const first = all.findIndex((v) => v !== null && v !== undefined);
+  const values = first < 0 ? [] : all.slice(first);
   const known = values.filter((v) => v !== null && v !== undefined);
   if (known.length < 2) return nothing;
   const top = Math.max(...known, 0.001) * 1.08;
@@ -41,7 +43,9 @@ export function spark(values, tone) {
 }
 
 // 1, 2 or 5 times a power of ten, in so many steps that the largest value fits.
-function scale(most, integers) {
+function scale(most, kind) {
+  if (kind === "bytes") return binaryScale(most);
+  const integers = kind === "whole";
   const rough = Math.max(most, integers ? 4 : 0.1) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   let step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough - 1e-9);
@@ -50,16 +54,31 @@ function scale(most, integers) {
   return { top: step * steps, ticks: Array.from({ length: steps + 1 }, (_, i) => i * step) };
 }
 
+function binaryScale(most) {
+  const step = 2 ** Math.ceil(Math.log2(Math.max(most, 1 << 20) / 4));
+  const steps = Math.max(1, Math.ceil(most / step - 1e-9));
+  return { top: step * steps, ticks: Array.from({ length: steps + 1 }, (_, i) => i * step) };
+}
+
 const hovers = new Map();
+const POINTS_MIN = 30;
+
+// What is not known is not shown as an empty plain: the time begins where the knowledge does, or a little before.
+function cropped(series, at, begins) {
+  const known = at.findIndex((ms) => ms >= begins);
+  const first = Math.max(0, Math.min(known < 0 ? at.length : known - 1, at.length - POINTS_MIN));
+  return first ? [series.map((one) => ({ ...one, values: one.values.slice(first) })), at.slice(first)] : [series, at];
+}
 
 // series: [{ name, tone, values }]; all as long as `at` (milliseconds). `begins`: before it nothing is known.
-export function chart({ id, series, at, begins = 0, unit, label, format, integers = false, height = "11rem", times = clock }) {
+export function chart({ id, series: allSeries, at: allTimes, begins = 0, unit, label, format, kind = "", height = "11rem", times = clock }) {
+  const [series, at] = begins ? cropped(allSeries, allTimes, begins) : [allSeries, allTimes];
   const known = series.flatMap((one) => one.values).filter((v) => v !== null && v !== undefined);
-  const { top, ticks } = scale(Math.max(0, ...known), integers);
+  const { top, ticks } = scale(Math.max(0, ...known), kind);
   const hover = hovers.get(id) ?? null;
   const span = at.length > 1 ? at.at(-1) - at[0] : 1;
   const blind = begins > at[0] ? Math.min(1, (begins - at[0]) / span) : 0;
-  const newest = series.map((one) => `${one.name} ${format(one.values.findLast((v) => v !== null) ?? 0)} ${unit}`).join(", ");
+  const newest = series.map((one) => `${one.name} ${format(one.values.findLast((v) => v !== null) ?? 0)}${unit}`).join(", ");
   const move = (event) => {
     const box = event.currentTarget.getBoundingClientRect();
     point(Math.round(((event.clientX - box.left) / box.width) * (at.length - 1)));
@@ -97,7 +116,7 @@ function tip(series, at, index, format, unit, times) {
   const side = part > 0.6 ? `right:calc(${(100 - 100 * part).toFixed(2)}% + 10px)` : `left:calc(${(100 * part).toFixed(2)}% + 10px)`;
   return html`<span class="cross" .style=${`left:${(100 * part).toFixed(2)}%`}></span>
     <span class="tip" .style=${side}><span>${times(at[index], true)}</span>
-      ${series.map((one) => html`<span><i class="b-${one.tone}"></i>${one.name}<b>${one.values[index] === null || one.values[index] === undefined ? "–" : `${format(one.values[index])} ${unit}`}</b></span>`)}
+      ${series.map((one) => html`<span><i class="b-${one.tone}"></i>${one.name}<b>${one.values[index] === null || one.values[index] === undefined ? "–" : `${format(one.values[index])}${unit}`}</b></span>`)}
     </span>`;
 }
 
@@ -111,4 +130,4 @@ function marks(at, times) {
 }
 
 export const legend = (series, format, unit) =>
-  html`<div class="legend">${series.map((one) => html`<span><i class="b-${one.tone}"></i>${one.name} <b>${format(one.values.findLast((v) => v !== null && v !== undefined) ?? 0)} ${unit}</b></span>`)}</div>`;
+  html`<div class="legend">${series.map((one) => html`<span><i class="b-${one.tone}"></i>${one.name} <b>${format(one.values.findLast((v) => v !== null && v !== undefined) ?? 0)}${unit}</b></span>`)}</div>`;

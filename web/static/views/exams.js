@@ -11,6 +11,8 @@ import { t } from "../lib/words.js";
 export const EXAM_TONE = { pending: "scheduled", active: "good", completed: "" };
 export const MERGE_TONE = { requested: "scheduled", submitted: "running", done: "done", failed: "bad" };
 const PRESENCE = [["online", "done"], ["offline", "dead"], ["logout", "running"], ["pending", "dim"]];
+// What is going on comes first, then what is to come, latest first in each.
+const ORDER = ["active", "pending", "completed"];
 const LISTED = 50;
 const COUNTED = 12;
 const PAGE = 500;
@@ -26,7 +28,8 @@ export function exams() {
     const page = await ask(`/v1/exams?limit=${LISTED}`, { signal });
     const first = page.exams.slice(0, COUNTED);
     const counts = await Promise.all(first.map((exam) => ask(`/v1/exams/${enc(exam.id)}?limit=1`, { signal })));
-    return page.exams.map((exam, index) => ({ exam, counts: counts[index]?.counts ?? null }));
+    const all = page.exams.map((exam, index) => ({ exam, counts: counts[index]?.counts ?? null }));
+    return all.sort((a, b) => ORDER.indexOf(a.exam.status) - ORDER.indexOf(b.exam.status));
   }
   return {
     title: () => t("nav.exams"),

@@ -149,13 +149,20 @@ function timeline({ history, attempts }) {
   if (!history.length) return html`<p class="dim">${t("job.history-gone")}</p>`;
   const byNumber = new Map(attempts.map((a) => [a.number, a]));
   const ending = new Set(["finish", "fail", "exhaust", "lose", "hand_back", "cancel"]);
-  return html`<ol class="timeline">${[...history].reverse().map((step) => {
+  return html`<ol class="timeline">${[...history].reverse().map((step, index, all) => {
+    const before = all[index + 1];
     const attempt = ending.has(step.cause) ? byNumber.get(step.attempt) : undefined;
     const tone = step.cause === "cancel" || step.cause === "replace" ? "" : CAUSE_TONE[step.cause] ?? "";
     return html`<li><span class="bead ${tone}">${step.cause === "dispatch" || attempt ? step.attempt : ""}</span><div>
-      <div class="line"><strong>${t(`cause.${step.cause}`)}</strong> ${when(step.at)} ${step.worker ? html`<span class="dim">${step.worker}</span>` : nothing}</div>
+      <div class="line"><strong>${t(`cause.${step.cause}`)}</strong> ${when(step.at)} ${later(step, before)}${step.worker ? html`<span class="dim">${step.worker}</span>` : nothing}</div>
       ${attempt ? ended(attempt, step) : step.detail ? html`<p class="dim">${firstLine(step.detail)}</p>` : nothing}</div></li>`;
   })}</ol>`;
+}
+
+// How long after the step before it.
+function later(step, before) {
+  const s = before ? (new Date(step.at) - new Date(before.at)) / 1000 : 0;
+  return s > 0 ? html`<span class="dim num">+${duration(s)}</span>` : nothing;
 }
 
 function ended(attempt, step) {
@@ -178,21 +185,21 @@ function usageCharts({ points }) {
   });
   const times = (ms) => duration((ms - at[0]) / 1000);
   return html`${chart({ id: "cpu", series: [{ name: t("job.cores"), tone: "running", values: cores }], at, unit: "", label: t("job.cores"), format: rate, height: "6.5rem", times })}
-    ${chart({ id: "memory", series: [{ name: t("job.memory"), tone: "scheduled", values: points.map((p) => p.peak_rss_bytes) }], at, unit: "", label: t("job.memory"), format: bytes, height: "6.5rem", times })}`;
+    ${chart({ id: "memory", series: [{ name: t("job.memory"), tone: "scheduled", values: points.map((p) => p.peak_rss_bytes) }], at, unit: "", label: t("job.memory"), format: bytes, kind: "bytes", height: "6.5rem", times })}`;
 }
 
 function facts(detail) {
   const one = detail.job;
   const rows = [
-    [t("task"), html`<span class="mono">${one.task}</span>`],
+    [t("task"), html`<span class="mono">${one.task}</span>`, "whole"],
     [t("queue"), queueLink(one.queue)],
     [t("job.priority"), whole(one.priority)],
     [t("job.accepted"), when(one.accepted_at)],
     one.state === "scheduled" && [t("job.due"), when(one.due_at)],
     one.started_at && [t("job.started"), when(one.started_at)],
     one.ended_at && [t("job.ended"), when(one.ended_at)],
-    one.worker && [t("worker"), one.worker],
-    one.key && [t("job.key"), html`<span class="mono">${one.key}</span>`],
+    one.worker && [t("worker"), one.worker, "whole"],
+    one.key && [t("job.key"), html`<span class="mono">${one.key}</span>`, "whole"],
     one.concurrency_key && [t("job.concurrency"), html`<span class="mono">${one.concurrency_key}</span> × ${detail.concurrency_limit}`],
     one.tags.length && [t("job.tags"), one.tags.map((tag) => html`<span class="tag">${tag}</span> `)],
     [t("job.limits"), `${duration(detail.soft_time_limit_s)} / ${duration(detail.time_limit_s)}`],
@@ -200,7 +207,7 @@ function facts(detail) {
     one.usage.peak_rss_bytes && [t("job.peak-short"), memory(one.usage.peak_rss_bytes)],
     one.usage.cpu_s && [t("job.cpu-short"), duration(one.usage.cpu_s)],
   ];
-  return html`<div class="body"><dl class="facts">${rows.filter(Boolean).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></div>`;
+  return html`<div class="body"><dl class="facts">${rows.filter(Boolean).map(([name, value, width = ""]) => html`<div class=${width}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></div>`;
 }
 
 function argumentsOf({ args, kwargs }) {
@@ -213,5 +220,5 @@ function argumentsOf({ args, kwargs }) {
 function mergeLink({ job: one, kwargs }) {
   if (one.task !== MERGE || !kwargs?.exam_id || !kwargs?.student_id) return nothing;
   const href = `/exams/${enc(kwargs.exam_id)}/students/${enc(kwargs.student_id)}`;
-  return html`<section class="card"><div class="body"><br><a class="main" href=${href}>${icon("video")} ${t("job.recording", { name: kwargs.student_name || kwargs.student_id })}</a></div></section>`;
+  return html`<section class="card"><div class="body link"><a class="main" href=${href}>${icon("video")} ${t("job.recording", { name: kwargs.student_name || kwargs.student_id })}</a></div></section>`;
 }

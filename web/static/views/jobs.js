@@ -148,7 +148,7 @@ export function jobs({ query }) {
         <th>${t("job")}</th><th>${t("jobs.state")}</th><th>${t("queue")}</th><th class="r">${t("col.attempt")}</th><th>${t("col.time")}</th><th>${t("col.what")}</th></tr></thead>
       <tbody>${repeat(rows, (job) => job.id, (job) => html`<tr class=${picked.has(job.id) || everything ? "picked" : ""}>
         ${operates ? html`<td class="tight pick"><input type="checkbox" aria-label="${t("jobs.pick")} ${job.id}" .checked=${current(picked.has(job.id) || everything)} @change=${(event) => pick(job.id, event.target.checked)}></td>` : nothing}
-        <td class="wide"><a class="main" href="/jobs/${job.id}" title=${job.task}>${shortTask(job.task)}</a><span class="under">${jobLink(job.id)}${job.key ? html` ${job.key}` : nothing}</span></td>
+        <td class="wide job"><a class="main" href="/jobs/${job.id}" title=${job.task}>${shortTask(job.task)}</a><span class="under">${jobLink(job.id)}${job.key ? html` ${job.key}` : nothing}</span></td>
         <td data-label=${filter.state ? nothing : t("jobs.state")}>${chip(job.state)}</td>
         <td data-label=${t("queue")}>${queueLink(job.queue)}</td>
         <td class="r" data-label=${t("col.attempt")}>${job.attempt ? `${whole(job.attempt)}/${whole(job.attempts_max)}` : html`<span class="zero">–</span>`}</td>

@@ -12,17 +12,19 @@ import { t } from "../lib/words.js";
 export const SPANS = [[900, "15min"], [3600, "1h"], [21600, "6h"]];
 const CHART_STEP_MS = 10000;
 
-// Points of one queue, or of all: asked for again when there is a new one.
-export function chartOf(queue, span) {
+// Points of one queue, or of all: asked for again when there is a new one. Unless a span was chosen, the shortest is
+// shown until more than that is known.
+export function chartOf(queue, query) {
+  const chosen = () => (SPANS.some(([s]) => String(s) === query().get("span")) ? Number(query().get("span")) : 0);
+  const known = () => (found.data ? (found.data.at_ms.at(-1) - found.data.begins_at_ms) / 1000 : 0);
+  const span = () => chosen() || (known() > SPANS[0][0] ? SPANS[1][0] : SPANS[0][0]);
   const path = () => `/page/chart?span_s=${span()}${queue ? `&queue=${encodeURIComponent(queue)}` : ""}`;
   const found = new Resource((signal) => ask(path(), { signal }), update);
-  return { found, follow: () => found.follow(`${span()} ${Math.floor(Date.now() / CHART_STEP_MS)}`) };
+  return { found, span, follow: () => found.follow(`${span()} ${Math.floor(Date.now() / CHART_STEP_MS)}`) };
 }
 
 export const spanPicker = (span) =>
-  html`<div class="segments" role="group" aria-label=${t("chart.span")}>${SPANS.map(([s, name]) => html`<button type="button" aria-pressed=${s === span} @click=${() => setQuery({ span: s === 3600 ? "" : String(s) })}>${t(`span.${name}`)}</button>`)}</div>`;
-
-export const spanOf = (query) => (SPANS.some(([s]) => String(s) === query.get("span")) ? Number(query.get("span")) : 3600);
+  html`<div class="segments" role="group" aria-label=${t("chart.span")}>${SPANS.map(([s, name]) => html`<button type="button" aria-pressed=${s === span} @click=${() => setQuery({ span: String(s) })}>${t(`span.${name}`)}</button>`)}</div>`;
 
 export function flowChart(data, id) {
   const series = [
@@ -39,7 +41,7 @@ export function backlogChart(data, id) {
     { name: t("state.running"), tone: "running", values: data.running },
     { name: t("state.scheduled"), tone: "scheduled", values: data.scheduled },
   ];
-  return { series, figure: chart({ id, series, at: data.at_ms, begins: data.begins_at_ms, unit: "", label: t("chart.backlog"), format: short, integers: true }) };
+  return { series, figure: chart({ id, series, at: data.at_ms, begins: data.begins_at_ms, unit: "", label: t("chart.backlog"), format: short, kind: "whole" }) };
 }
 
 export const beginsNote = (data) => {
@@ -57,8 +59,7 @@ export function alarm(one) {
 }
 
 export function overview({ query }) {
-  const span = () => spanOf(query());
-  const points = chartOf("", span);
+  const points = chartOf("", query);
   const running = new Resource((signal) => ask("/v1/jobs?state=running&limit=8", { signal }), update);
   const groups = new Resource((signal) => ask("/v1/dead/groups", { signal }), update, 4000);
 
@@ -74,8 +75,8 @@ export function overview({ query }) {
     close: () => [points.found, running, groups].forEach((one) => one.close()),
     render() {
       const live = state.live;
-      return html`${heading(t("nav.overview"), { sub: t("overview.sub"), acts: spanPicker(span()) })}
-        ${live?.alarms.length ? html`<ul class="alarms" role="alert">${live.alarms.map(alarm)}</ul>` : nothing}
+      return html`${heading(t("nav.overview"), { sub: t("overview.sub"), acts: spanPicker(points.span()) })}
+        ${live?.alarms.length ? html`<div role="alert"><ul class="alarms">${live.alarms.map(alarm)}</ul></div>` : nothing}
         ${tiles(live, points.found.data)}
         <div class="columns">
           ${panel(t("chart.flow"), points.found, (data) => flowChart(data, "flow"), rate, t("unit.per-s"))}
@@ -94,7 +95,7 @@ export function panel(title, resource, made, format, unit) {
   if (resource.data === null) return section(title, shown(resource, () => nothing, 5));
   const { series, figure } = made(resource.data);
   const note = beginsNote(resource.data);
-  return section(title, figure, { note: legend(series, format, unit), foot: note });
+  return section(title, html`<div class="legend-row">${legend(series, format, unit)}</div>${figure}`, { foot: note });
 }
 
 function tiles(live, points) {

@@ -7,7 +7,7 @@ import { html, nothing } from "../lib/lit.js";
 import { acting, bones, count, empty, heading, queueLink, run, section, slotsOf } from "../lib/parts.js";
 import { state } from "../lib/store.js";
 import { t } from "../lib/words.js";
-import { backlogChart, chartOf, flowChart, panel, queueState, spanOf, spanPicker } from "./overview.js";
+import { backlogChart, chartOf, flowChart, panel, queueState, spanPicker } from "./overview.js";
 
 export function limitsOf(queue) {
   const found = [];
@@ -77,8 +77,7 @@ function table(live) {
 const STATES = ["running", "ready", "scheduled", "done", "dead", "cancelled", "expired"];
 
 export function queue({ params, query }) {
-  const span = () => spanOf(query());
-  const points = chartOf(params.queue, span);
+  const points = chartOf(params.queue, query);
   return {
     title: () => params.queue,
     picture: () => points.follow(),
@@ -89,7 +88,7 @@ export function queue({ params, query }) {
       const one = live?.queues.find((queue) => queue.name === params.queue);
       const crumb = html`<a href="/queues">${t("nav.queues")}</a>`;
       if (live && !one) return html`${heading(params.queue, { crumb })}<section class="card">${empty("queues", t("queue.unknown"), t("queue.unknown-text"))}</section>`;
-      return html`${heading(html`${params.queue} ${one ? queueState(one) : nothing}`, { crumb, acts: one ? html`${spanPicker(span())}${queueActs(one, "")}` : nothing })}
+      return html`${heading(html`${params.queue} ${one ? queueState(one) : nothing}`, { crumb, acts: one ? html`${spanPicker(points.span())}${queueActs(one, "")}` : nothing })}
         ${one ? facts(one, live) : html`<section class="card">${bones(2)}</section>`}
         <div class="columns">
           ${panel(t("chart.flow"), points.found, (data) => flowChart(data, `flow ${params.queue}`), rate, t("unit.per-s"))}

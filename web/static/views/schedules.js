@@ -47,7 +47,7 @@ export function schedules() {
       <td data-label=${t("queue")}>${queueLink(one.queue)}</td>
       <td data-label=${t("schedules.next")}>${when(one.next_at)}</td>
       <td data-label=${t("schedules.last")}>${one.last ? html`${when(one.last.nominal_at)} ${one.last.state ? chip(one.last.state) : nothing}<span class="under">${jobLink(one.last.job_id)}</span>` : html`<span class="dim">${t("schedules.never")}</span>`}</td>
-      <td class="r" data-label=${t("schedules.late")}>${one.last ? html`<span class=${one.last.late_s > LATE_S ? "error" : ""}>${duration(one.last.late_s)}</span>` : html`<span class="zero">–</span>`}</td>
+      <td class="r" data-label=${t("schedules.late")}>${one.last ? html`<span class=${one.last.late_s > LATE_S ? "late" : ""}>${duration(one.last.late_s)}</span>` : html`<span class="zero">–</span>`}</td>
       <td class="r" data-label=${t("schedules.missed")} title="${t("schedules.misfire")}: ${t.maybe(`misfire.${one.misfire}`) || one.misfire}">${count(one.missed)}${one.overlapped ? html`<span class="under">${t("schedules.overlapped", { n: one.overlapped })}</span>` : nothing}</td>
       <td class="tight wide"><span class="acts">${acts(one)}</span></td></tr>`;
 
