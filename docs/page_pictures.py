@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.servers.programs import CHROMIUM  # noqa: E402
 from tests.web.page.conftest import FLAGS  # noqa: E402
 from tests.web.page.scene import EXAM, STUDENTS, Scene  # noqa: E402
 
@@ -77,7 +78,7 @@ def go_on(scene: Scene, stop: threading.Event) -> None:
 def take(scene: Scene) -> None:
     student = FINISHED[1][0]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM.find(), args=list(FLAGS))
         for name, path, scheme, locale in (
             ("page", "/", "light", "en-GB"),
             ("page-exam", f"/exams/{EXAM}", "dark", "zh-CN"),

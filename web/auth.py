@@ -50,7 +50,8 @@ PAGE = frozenset({Scope.PUBLIC, Scope.READ})
 change something would be open to forged requests."""
 PAGE_TAB = PAGE | {Scope.OPERATE}
 """What the page's key opens. The page sends it in a header, as nobody else can: browsers do not add it by themselves,
-and the storage it is kept in belongs to one port, and one tab, alone."""
+and the storage it is kept in belongs to one port, and one tab, alone. Only to other tabs of the same page, which ask
+it over a channel that is this origin's own, does the page hand it on."""
 NOBODY = frozenset({Scope.PUBLIC})
 
 

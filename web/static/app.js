@@ -129,7 +129,7 @@ function draw() {
     <div class="shell ${state.old || (state.connection !== "live" && state.heardAt) ? "stale" : ""}">
       <header class="side"><a class="brand" href="/" aria-label="zq"><img src="/static/icon.svg" alt="">zq</a>
         <nav aria-label=${t("nav.label")}><ul>${NAV.map((one) => html`<li>${link(one)}</li>`)}</ul></nav>
-        <div class="foot">${mode()}${switches()}${pulse()}<p class="version">${state.live?.broker?.software ?? ""} · <a href="/openapi.json" target="_blank">API</a> · <button type="button" class="button small plain" @click=${() => document.getElementById("keys").showModal()}>${t("keys.button")}</button></p></div></header>
+        <div class="foot">${mode()}${switches()}${pulse()}<p class="version">${state.live?.broker?.software ?? ""} · <a href="/docs" target="_blank">API</a> · <button type="button" class="button small plain" @click=${() => document.getElementById("keys").showModal()}>${t("keys.button")}</button></p></div></header>
       <main id="content">${notice()}<div class="frame">${view.render()}</div></main>
     </div>${tabs()}${askDialog()}${keysDialog()}
     <div class="toasts" role="status" aria-live="polite">${state.toasts.map((one) => html`<p class="toast ${one.tone}">${one.text}</p>`)}</div>`, document.getElementById("app"));
