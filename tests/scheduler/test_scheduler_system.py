@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from zq.client.sync import Client
 from zq.config import load
 from zq.exceptions import Unavailable
@@ -26,9 +26,7 @@ EVERY_MS = 100
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "zq.toml").write_text(
         f'[broker]\nbind = "tcp://127.0.0.1:{port}"\n[client]\nbroker = "tcp://127.0.0.1:{port}"\n'
         # Nobody works on it, and nothing expires: what was submitted can be counted.

@@ -15,7 +15,7 @@ from tests.ports import HIGHEST, LOWEST, free_port
 from tests.servers import programs
 from tests.servers.fixtures import Bucket
 from tests.servers.processes import Redis, ServerProcess
-from tests.workers.slot_driver import wait_gone
+from tests.waiting import wait_gone
 
 
 @pytest.mark.parametrize("fixture", ["postgres_url", "mysql_url"])

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import time
 import uuid
 
+from tests.waiting import wait_until
 from tests.web.conftest import Api, problem
 from tests.web.hands import hands
 from tests.web.test_web_jobs import job, submit
@@ -66,7 +66,4 @@ def test_a_queue_that_loses_its_worker_degrades_readiness_within_five_seconds(ap
         worker.end(worker.take())
         submit(api, job(queue))
         assert not told()
-    left = time.monotonic()
-    while not told():
-        assert time.monotonic() - left < 5
-        time.sleep(0.05)
+    wait_until(told, within_s=5, what="an alarm")

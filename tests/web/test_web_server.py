@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import wait_until
 from tests.web.conftest import Process, write_config
 from zq.config import EXIT_CONFIG
 from zq.web import server
 from zq.web.connection import LINGER_S
 
+LATE_S = 8.0
+"""By so much a loaded machine may be late; less than the clients here wait."""
 HEADER_S = 1.0
 BODY_S = 3.0
 CONNECTIONS = 20
@@ -91,7 +94,7 @@ def test_a_header_that_does_not_come_is_cut_off(web: Server) -> None:
             connection.sendall(sent)
         for connection in connections:
             assert answer(connection)[0] == 408
-            assert HEADER_S * 0.8 < time.monotonic() - began < HEADER_S + 3
+            assert HEADER_S * 0.8 < time.monotonic() - began < HEADER_S + LATE_S
 
 
 def test_a_trickle_does_not_extend_the_deadline(web: Server) -> None:
@@ -99,13 +102,13 @@ def test_a_trickle_does_not_extend_the_deadline(web: Server) -> None:
     with web.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
         connection.settimeout(0.1)
-        while time.monotonic() - began < HEADER_S + 3:
+        while time.monotonic() - began < HEADER_S + LATE_S:
             with contextlib.suppress(TimeoutError):
                 if not connection.recv(4096).startswith(b"HTTP/1.1 408"):
                     raise AssertionError("not refused")
                 break
             connection.sendall(b"X: y\r\n")
-    assert time.monotonic() - began < HEADER_S + 2
+    assert time.monotonic() - began < HEADER_S + LATE_S
 
 
 def test_the_second_request_of_a_connection_has_the_same_deadline(web: Server) -> None:
@@ -115,7 +118,7 @@ def test_the_second_request_of_a_connection_has_the_same_deadline(web: Server) -
         connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
         began = time.monotonic()
         assert b" 408 " in read_all(connection)
-        assert time.monotonic() - began < HEADER_S + 3
+        assert time.monotonic() - began < HEADER_S + LATE_S
 
 
 def test_half_a_body_is_cut_off(web: Server) -> None:
@@ -127,9 +130,14 @@ def test_half_a_body_is_cut_off(web: Server) -> None:
             connection.sendall(web.head(method, path, "Content-Length: 1000", f"Content-Type: {kind}") + b"x" * 500)
         for connection in connections:
             assert answer(connection)[0] == 408
-            assert BODY_S * 0.8 < time.monotonic() - began < BODY_S + LINGER_S + 3
+            assert BODY_S * 0.8 < time.monotonic() - began < BODY_S + LINGER_S + LATE_S
     assert list((web.folder / "var" / "exams").rglob("*half*")) == []
-    assert list((web.folder / "var" / "exams").rglob("*.part")) == []
+    assert parts(web.folder) == []
+
+
+def parts(folder: Path) -> list[Path]:
+    """Segments that are being uploaded."""
+    return list((folder / "var" / "exams").rglob("*.part"))
 
 
 def test_a_client_that_hangs_up_leaves_nothing_and_says_nothing(web: Server) -> None:
@@ -138,11 +146,8 @@ def test_a_client_that_hangs_up_leaves_nothing_and_says_nothing(web: Server) -> 
         connection.sendall(
             web.head("PUT", "/v1/exams/e/students/s/segments/gone.webm", "Content-Length: 1000000") + b"x" * 300_000
         )
-        time.sleep(0.1)
-    deadline = time.monotonic() + 5
-    while list((web.folder / "var" / "exams").rglob("*.part")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        wait_until(lambda: parts(web.folder) != [], what="the begin of the upload")
+    wait_until(lambda: parts(web.folder) == [], what="the end of the upload")
     assert list((web.folder / "var" / "exams").rglob("*gone*")) == []
     assert (web.folder / "log").read_bytes() == before
 
@@ -253,8 +258,10 @@ def test_a_segment_of_the_largest_size_in_little_memory(web: Server) -> None:
 def test_sigterm_ends_a_long_request_and_the_server(tmp_path: Path) -> None:
     web = Server(tmp_path)
     with web.connect() as connection:
-        connection.sendall(web.head("PUT", "/v1/exams/x/students/s/segments/a.webm", "Content-Length: 1000") + b"x")
-        time.sleep(0.1)
+        length, kind = "Content-Length: 1000", "Content-Type: application/json"
+        connection.sendall(web.head("POST", "/v1/jobs", length, kind, "Expect: 100-continue"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100"), "its body is waited for"
+        connection.sendall(b"{")
         began = time.monotonic()
         assert web.process.stop() == 0
         assert time.monotonic() - began < 15

@@ -6,7 +6,6 @@ import itertools
 import os
 import select
 import sys
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import psutil
 
+from tests.waiting import Patience, wait_until
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
 from zq.workers.sweep import MARKER, Marker, own_marker
@@ -27,38 +27,9 @@ E = TypeVar("E")
 _generations = itertools.count(1)
 
 
-def wait_for(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s, "not in time"
-        time.sleep(0.005)
-
-
 def pids_in(path: Path) -> list[int]:
-    wait_for(path.exists)
+    wait_until(path.exists)
     return [int(line) for line in path.read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_gone(pids: Sequence[int], within_s: float) -> None:
-    """Wait for the ends of these processes, by pidfd; fails if one outlives the deadline."""
-    until_s = time.monotonic() + within_s
-    for pid in pids:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            ready, _, _ = select.select([pidfd], [], [], max(0.0, until_s - time.monotonic()))
-        finally:
-            os.close(pidfd)
-        assert ready or not is_running(pid), f"process {pid} still lives"
 
 
 def carriers(marker: Marker) -> list[int]:
@@ -111,13 +82,13 @@ class Driver:
 
     def until(self, kind: type[E], fits: Callable[[E], bool] = lambda _: True, within_s: float = DEADLINE_S) -> E:
         """The first event of this kind that fits; it is taken out, the others are kept."""
-        until_s = time.monotonic() + within_s
+        patience = Patience(within_s)
         while True:
             for index, event in enumerate(self.events):
                 if isinstance(event, kind) and fits(event):
                     del self.events[index]
                     return event
-            left_s = until_s - time.monotonic()
+            left_s = patience.left_s
             assert left_s > 0, f"no {kind.__name__} in time; there were {self.events}"
             select.select([self.keeper], [], [], min(left_s, 0.2))
             self.events.extend(self.keeper.receive())

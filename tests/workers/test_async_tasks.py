@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.workers.worker_system import System, wait_until
+from tests.waiting import wait_until
+from tests.workers.worker_system import System
 from zq.client.job import Job
 from zq.exceptions import JobFailed
 from zq.protocol.job import Cause, Outcome, State

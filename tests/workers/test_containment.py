@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from tests.workers.worker_system import DEADLINE_S, System, wait_gone, wait_until
+from tests.waiting import wait_gone, wait_until
+from tests.workers.worker_system import DEADLINE_S, System
 from zq.client.job import Job
 from zq.protocol.job import Cause, Outcome, State
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_gone, wait_until
 from tests.workers.merge_recordings import CASES, FFMPEGS, MEDIA, Job, lay_out, made, packets, put
 from tests.workers.test_merge_again import killed_at
-from tests.workers.worker_system import DEADLINE_S, System, kill, wait_gone, wait_until
+from tests.workers.worker_system import DEADLINE_S, System, kill
 from zq.protocol.job import Outcome, State
 
 

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ import imageio_ffmpeg
 import psutil
 import pytest
 
-from tests.workers.slot_driver import HERE, INSTANCE, PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
+from tests.waiting import is_running, wait_gone, wait_until
+from tests.workers.slot_driver import HERE, INSTANCE, PYTHON, Driver, pids_in
 from zq.workers import slots
 from zq.workers.sweep import MARKER, parse_marker, sweep_dead
 
@@ -75,18 +75,16 @@ def test_end_gives_programs_term_and_time(driver: Driver, tmp_path: Path) -> Non
     )
     driver.start("run_endless", str(tmp_path / "stands"), [PYTHON, "-c", code, str(tmp_path / "tidy")])
     pids_in(tmp_path / "stands")
-    started_s = time.monotonic()
-    driver.slot.end(5.0)
-    driver.until(slots.Ended)
+    driver.slot.end(60.0)
+    driver.until(slots.Ended, within_s=3.0)  # the grace ends when all have gone
     assert (tmp_path / "tidy").exists()
-    assert time.monotonic() - started_s < 3  # the grace ends when all have gone
 
 
 def test_ended_task_runs_no_further_instruction(driver: Driver, tmp_path: Path) -> None:
     """A task whose program was ended must not take that for the program's own end, and go on."""
     # run_told would write the .term mark and start its clean-up; frozen, it cannot.
     driver.start("run_told", str(tmp_path / "stands"), ["touch", str(tmp_path / "went-on")])
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     driver.slot.end(2.0)
     driver.until(slots.Ended)
     assert (tmp_path / "stands.term").exists()
@@ -118,11 +116,9 @@ def test_idle_slot_ends(driver: Driver) -> None:
 def test_slot_killed_leaves_nothing(driver: Driver, tmp_path: Path, task: str, args: list[Any]) -> None:
     driver.start(task, str(tmp_path / "stands"), *args)
     pids = pids_in(tmp_path / "stands")
-    started_s = time.monotonic()
     os.kill(driver.slot.pid, signal.SIGKILL)
     ended = driver.until(slots.Ended, within_s=2.0)
     assert ended.stuck == 0
-    assert time.monotonic() - started_s < 2
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
     assert psutil.Process(driver.keeper.pid).children(recursive=True) == []
 
@@ -202,11 +198,9 @@ def test_worker_death_leaves_nothing_within_two_seconds(
 ) -> None:
     worker = Worker(tmp_path, task, args)
     try:
-        started_s = time.monotonic()
         worker.process.send_signal(signum)
         wait_gone(worker.pids, 2.0)
         assert worker.carriers() == []
-        assert time.monotonic() - started_s < 2
     finally:
         worker.close()
 
@@ -277,7 +271,7 @@ def test_sweep_leaves_the_living_and_strangers_alone(driver: Driver) -> None:
     )
     try:
         for process in (*processes, dead):
-            wait_for(partial(_is_sleep, process.pid))
+            wait_until(partial(_is_sleep, process.pid))
         assert sweep_dead(INSTANCE) == [dead.pid]  # our pid, but another start: that owner is dead
         assert dead.wait(5) == -signal.SIGKILL
         assert [process.poll() for process in processes] == [None] * len(strangers)

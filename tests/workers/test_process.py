@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.slot_driver import PYTHON, wait_for
+from tests.waiting import wait_until
+from tests.workers.slot_driver import PYTHON
 from zq.workers import process
 from zq.workers.process import ProcessKey, TreeEnd, key_of, living_below, parse_stat, send_signal
 
@@ -34,7 +35,7 @@ def test_stat_of_anything_is_a_stat_or_none(data: bytes) -> None:
 
 def test_stat_of_a_zombie_is_not_living() -> None:
     child = subprocess.Popen(["true"])
-    wait_for(lambda: (stat := process.read_stat(child.pid)) is not None and stat.state == "Z")
+    wait_until(lambda: (stat := process.read_stat(child.pid)) is not None and stat.state == "Z")
     assert living_below(os.getpid()) == [] or key_of(child.pid) not in living_below(os.getpid())
     child.wait()
     assert process.read_stat(child.pid) is None

@@ -6,7 +6,8 @@ import os
 import signal
 from pathlib import Path
 
-from tests.workers.worker_system import System, wait_until
+from tests.waiting import wait_until
+from tests.workers.worker_system import System
 from zq.protocol.job import Outcome, State
 from zq.workers.reload import changed, snapshot
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.slot_driver import PYTHON, Driver, is_running, pids_in, wait_for, wait_gone
+from tests.waiting import is_running, wait_gone, wait_until
+from tests.workers.slot_driver import PYTHON, Driver, pids_in
 from zq.protocol import limits
 from zq.workers import slots
 from zq.workers.channel import SlotOutcome
@@ -134,14 +135,14 @@ def test_progress_is_throttled_and_the_last_one_arrives(shared: Driver) -> None:
 
 def test_soft_limit_interrupts_python(shared: Driver, tmp_path: Path) -> None:
     seq = shared.start("sleep_python", str(tmp_path / "stands"))
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     shared.slot.soft_limit("soft limit of 60 s passed")
     assert shared.result(seq).result.endswith(b"told: soft limit of 60 s passed")
 
 
 def test_soft_limit_can_be_asked_for_again(shared: Driver, tmp_path: Path) -> None:
     seq = shared.start("swallow_soft", str(tmp_path / "stands"))
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     shared.slot.soft_limit("now")
     assert shared.result(seq).result.endswith(b"told again")
 
@@ -150,7 +151,7 @@ def test_soft_limit_of_an_ended_attempt_hits_no_other(shared: Driver, tmp_path: 
     # The parent tells the running attempt, which has ended meanwhile: the next in the batch must not hear it.
     first, second = shared.assignment("echo"), shared.assignment("sleep_python", str(tmp_path / "stands"))
     shared.slot.send([first, second])
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     assert shared.slot.assigned == (first.seq, second.seq)  # as the parent has not read yet
     shared.slot.soft_limit("stale")
     shared.result(first.seq)  # at once, not with the second's
@@ -160,7 +161,7 @@ def test_soft_limit_of_an_ended_attempt_hits_no_other(shared: Driver, tmp_path: 
 
 def test_soft_limit_gives_the_program_term_first_and_time_to_clean_up(shared: Driver, tmp_path: Path) -> None:
     seq = shared.start("run_told", str(tmp_path / "stands"), ["true"])
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     shared.slot.soft_limit("soft")
     result = shared.result(seq)
     assert result.outcome is SlotOutcome.DONE, result.error
@@ -379,6 +380,6 @@ def test_retired_slot_exits_cleanly(driver: Driver) -> None:
 
 def test_slot_killed_from_outside_is_told(driver: Driver, tmp_path: Path) -> None:
     driver.start("sleep_python", str(tmp_path / "stands"))
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     os.kill(driver.slot.pid, signal.SIGSEGV)
     assert driver.until(slots.Ended).reason == "slot died: signal 11 (SIGSEGV)"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.workers.worker_system import System, wait_until
+from tests.waiting import wait_until
+from tests.workers.worker_system import System
 from zq.cli_logs import JobLogs, LogFile, as_object, entries
 
 

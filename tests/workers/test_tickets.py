@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.slot_driver import Driver, pids_in, wait_for
+from tests.waiting import wait_until
+from tests.workers.slot_driver import Driver, pids_in
 from zq.workers import slots
 from zq.workers.channel import TICKETS_MAX
 
@@ -77,8 +78,8 @@ def test_each_job_is_either_answered_or_taken_back(driver: Driver) -> None:
             at_most(0)
         if chance.random() < 0.5:
             taken += driver.slot.take_back()
-        wait_for(lambda: at_most(400))
-    wait_for(lambda: at_most(0))
+        wait_until(lambda: at_most(400))
+    wait_until(lambda: at_most(0))
     assert sorted(itertools.chain(taken, answered)) == sent
     assert answered == sorted(answered)
     assert taken
@@ -90,4 +91,4 @@ def test_a_slot_takes_so_many_jobs_and_no_more(driver: Driver) -> None:
     with pytest.raises(RuntimeError, match="at most 512"):
         driver.slot.send([driver.assignment("echo", 1)])
     os.kill(driver.slot.pid, signal.SIGCONT)
-    wait_for(lambda: (driver.keeper.receive(), not driver.slot.assigned)[1])
+    wait_until(lambda: (driver.keeper.receive(), not driver.slot.assigned)[1])

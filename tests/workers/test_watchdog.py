@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.slot_driver import PYTHON, Driver, pids_in, wait_for
+from tests.waiting import wait_until
+from tests.workers.slot_driver import PYTHON, Driver, pids_in
 from zq.protocol.messages import Usage
 from zq.workers import slots
 from zq.workers.channel import SlotUsage
@@ -129,7 +130,7 @@ def test_memory_of_a_task_is_seen_and_its_tree_ended(driver: Driver, tmp_path: P
     limits = Limits(60.0, 60.0, memory_bytes=200 * MIB)
     assert verdict(sampler.sample(), limits, 0.0) is Verdict.OK
     driver.start("eat_memory", str(tmp_path / "stands"), 256 * MIB)
-    wait_for((tmp_path / "stands").exists)
+    wait_until((tmp_path / "stands").exists)
     sample = sampler.sample()
     assert 256 * MIB <= sample.rss_bytes < 320 * MIB
     assert verdict(sample, limits, 0.0) is Verdict.MEMORY

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.worker_system import DEADLINE_S, PYTHONPATH, System, kill, wait_gone, wait_until
+from tests.waiting import wait_gone, wait_until
+from tests.workers.worker_system import DEADLINE_S, PYTHONPATH, System, kill
 from zq.client.requests import JobRequest
 from zq.client.sync import Client
 from zq.config import load

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.ports import free_port
+from tests.waiting import wait_until
 from zq.client.job import Job
 from zq.client.sync import Client
 from zq.config import load
@@ -21,27 +19,6 @@ from zq.protocol.messages import JobDetail
 HERE = Path(__file__).parent
 DEADLINE_S = 30.0
 PYTHONPATH = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = DEADLINE_S) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s, "not in time"
-        time.sleep(0.01)
-
-
-def wait_gone(pids: list[int], within_s: float) -> None:
-    until_s = time.monotonic() + within_s
-    for pid in pids:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            ready, _, _ = select.select([pidfd], [], [], max(0.0, until_s - time.monotonic()))
-        finally:
-            os.close(pidfd)
-        assert ready, f"process {pid} still lives"
 
 
 class System:
