@@ -192,6 +192,15 @@ def test_a_wait_is_given_up_in_contact_when_the_broker_was_there() -> None:
     assert session.tick(5.0) == [GivenUp(request, in_contact=True)]
 
 
+@pytest.mark.parametrize(("wait_s", "in_contact"), [(0.05, True), (1.5, False)])
+def test_a_wait_too_short_for_an_answer_says_nothing_about_the_broker(wait_s: float, in_contact: bool) -> None:
+    session = new_session()
+    request, _ = ask(session, WAIT, deadline_s=wait_s, patience_s=wait_s)
+    welcome(session, now_s=0.0)
+    session.tick(wait_s / 2)
+    assert GivenUp(request, in_contact=in_contact) in session.tick(wait_s)
+
+
 def test_a_long_wait_survives_broker_restarts_but_not_a_broker_that_is_away_too_long() -> None:
     session = new_session()
     request, _ = ask(session, WAIT, deadline_s=1000.0, patience_s=10.0)

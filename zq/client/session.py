@@ -273,7 +273,9 @@ class ClientSession:
         return True
 
     def _give_up(self, now_s: float) -> list[Effect]:
-        reached = self.phase is Phase.READY and now_s - self._heard_s < 2 * self._probe_s
+        # A wait that is shorter than what a healthy broker may take to answer says nothing about it.
+        silence_s = max(2 * self._probe_s, PROBE_S)
+        reached = self.phase is Phase.READY and now_s - self._heard_s < silence_s
         gone = [number for number, entry in self._open.items() if now_s >= self._gives_up_s(entry)]
         for request in gone:
             self.forget(request)
