@@ -28,6 +28,8 @@ class Job:
     uncounted: int = 0
     token: int = 0
     worker: str = ""
+    disk: str = ""
+    """RUNNING: the worker whose disk its needs are kept on; empty: nobody knows which that is."""
     claim_by_ms: int = 0
     """RUNNING without a session: when the wait for its worker is over."""
     cancel_asked: bool = False
@@ -63,6 +65,8 @@ class Worker:
     session: int = 0
     """0: none, as far as the broker knows."""
     heard_ms: int = 0
+    room: int | None = None
+    """Bytes of disk that it has said it has, in this session."""
     credit: dict[str, int] = field(default_factory=dict)
     seen: int = 0
     """DISPATCH messages received in this session."""
@@ -163,6 +167,20 @@ class Model:
         held = sum(job.spec.queue == queue for job in self.held(worker))
         return worker.credit.get(queue, 0) - held if worker.session else 0
 
+    def has_room(self, worker: Worker, job: Job) -> bool:
+        """Beside what all that runs on its disk needs, and what runs nobody knows where."""
+        if worker.room is None or not job.spec.disk_bytes:
+            return True
+        running = [j for j in self.jobs.values() if j.state is State.RUNNING and j.disk in ("", worker.name)]
+        return sum(j.spec.disk_bytes for j in running) + job.spec.disk_bytes <= worker.room
+
+    def say_room(self, worker: Worker, room: int | None) -> None:
+        if room is not None:
+            if worker.room is None:
+                for job in self.held(worker):
+                    job.disk = worker.name
+            worker.room = room
+
     def orphan(self, worker: Worker, now_ms: int) -> None:
         """The session is over; its worker may come back."""
         for job in self.held(worker):
@@ -174,7 +192,7 @@ class Model:
         held = []
         for job in self.orphaned(worker.name):
             if job.token in tokens:
-                job.claim_by_ms = 0
+                job.claim_by_ms, job.disk = 0, ""
                 held.append(job.token)
             else:
                 self.lose(job, now_ms)
@@ -220,7 +238,7 @@ class Model:
             worker.session, worker.credit = 0, {}
         for job in self.jobs.values():
             if job.state is State.RUNNING:
-                job.claim_by_ms = now_ms + self.settings.resume_grace_ms
+                job.claim_by_ms, job.disk = now_ms + self.settings.resume_grace_ms, ""
 
     def stood_still(self, gap_ms: int, now_ms: int) -> None:
         """The broker itself was not there for so long: nobody's silence."""
@@ -253,6 +271,7 @@ class Model:
         assert self.free(worker, job.spec.queue) > 0, "I8: more leases than credit"
         assert job.let_in, "its concurrency key has no room"
         assert worker.tags.issuperset(job.spec.tags), "a worker without its tags"
+        assert self.has_room(worker, job), "a worker without the disk that it needs"
         assert attempt == job.attempt + 1
         assert not job.exhausted, "I4: more dispatches than 1 + retries"
         assert token > self.token, "I5: tokens grow"
@@ -261,6 +280,7 @@ class Model:
         assert job is first, f"I9: job {first.seq} comes before job {job.seq}"
         job.state, job.attempt, job.token, job.worker, job.due_ms = State.RUNNING, attempt, token, worker.name, 0
         self.token = token
+        job.disk = "" if worker.room is None else worker.name
         queue = self.queue(job.spec.queue)
         if queue.rate_per_s:
             queue.next_ms = max(queue.next_ms, now_ms - BURST_MS) + 1000 / queue.rate_per_s
@@ -279,7 +299,10 @@ class Model:
             job
             for job in self.jobs.values()
             if job.spec.queue == queue and job.state is State.READY and job.let_in
-            if any(w.tags.issuperset(job.spec.tags) and self.free(w, queue) > 0 for w in self.workers.values())
+            if any(
+                w.tags.issuperset(job.spec.tags) and self.free(w, queue) > 0 and self.has_room(w, job)
+                for w in self.workers.values()
+            )
         ]
 
     def held_back(self, name: str, now_ms: int) -> bool:

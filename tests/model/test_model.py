@@ -32,6 +32,7 @@ from tests.simulation.test_mutations import (
     credit_not_enforced,
     ended_jobs_not_remembered,
     lost_leases_forgotten,
+    needs_not_kept,
     without_fence,
 )
 from zq.broker import orders
@@ -57,6 +58,9 @@ KEYS = ("", "", "exam:1", "考试:2")
 LIMITS = {"": 1, "exam:1": 1, "考试:2": 2}
 """Concurrency keys, and how many jobs with one may run."""
 TAGS = ("gpu", "磁盘")
+ROOMS = (4, 9, None, 0)
+NEEDS = (0, 0, 0, 5, 3)
+"""Bytes of disk; no two of a size, so that none waits behind its like."""
 AT_ONCE_MAX = 20
 """Rounds that follow each other without a pause."""
 NUMBER = st.integers(0, 50)
@@ -175,25 +179,26 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(jobs=st.integers(0, 4))
     def begin(self, jobs: int) -> None:
-        self.join(0, 2, 1, set())
+        self.join(0, 2, 1, set(), 4)
         for number in range(jobs):
-            self.submit(QUEUES[number % 2], "", 5, 0, 0, 1, KeyPolicy.REFUSE, "", set())
+            self.submit(QUEUES[number % 2], "", 5, 0, 0, 1, KeyPolicy.REFUSE, "", set(), NEEDS[-1 - number])
 
     @rule(
         queue=st.sampled_from(QUEUES), key=st.sampled_from(KEYS), priority=st.sampled_from((0, 5, 9)),
         delay_ms=st.sampled_from((0, 0, 300, 3000)), expires_ms=st.sampled_from((0, 0, 0, 1000, 5000)),
         max_retries=st.sampled_from((0, 0, 1, 3)), policy=st.sampled_from(KeyPolicy),
-        concurrency_key=st.sampled_from(KEYS), tags=st.sets(st.sampled_from(TAGS)),
+        concurrency_key=st.sampled_from(KEYS), tags=st.sets(st.sampled_from(TAGS)), disk_bytes=st.sampled_from(NEEDS),
     )  # fmt: skip
     def submit(
         self, queue: str, key: str, priority: int, delay_ms: int, expires_ms: int, max_retries: int,
-        policy: KeyPolicy, concurrency_key: str, tags: set[str],
+        policy: KeyPolicy, concurrency_key: str, tags: set[str], disk_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.names += 1
         spec = JobSpec(
             job_id_from(str(self.names)), "t", queue, key=key, priority=priority, delay_ms=delay_ms,
             expires_ms=expires_ms, max_retries=max_retries, backoff_ms=1000, key_policy=policy,
             concurrency_key=concurrency_key, concurrency_limit=LIMITS[concurrency_key], tags=tuple(sorted(tags)),
+            disk_bytes=disk_bytes,
         )  # fmt: skip
         if self.model.is_full(queue):
             assert self.submit_spec(spec).code is Code.QUEUE_FULL
@@ -284,9 +289,10 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ workers
 
     @rule(
-        number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), tags=st.sets(st.sampled_from(TAGS))
+        number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), tags=st.sets(st.sampled_from(TAGS)),
+        room=st.sampled_from(ROOMS),
     )  # fmt: skip
-    def join(self, number: int, slots: int, other_slots: int, tags: set[str]) -> None:
+    def join(self, number: int, slots: int, other_slots: int, tags: set[str], room: int | None) -> None:
         """A worker says HELLO, also in the place of an earlier session of its own, and claims what it still has."""
         name = WORKERS[number % len(WORKERS)]
         worker = self.model.workers.setdefault(name, Worker(name))
@@ -295,7 +301,7 @@ class Machine(RuleBasedStateMachine):
         hello = m.Hello(1, 1, Role.WORKER, name, bytes(16), credit, ["t"], "", sorted(tags))
         session = one(self.say(name, hello), m.Welcome).session
         worker.tags = frozenset(tags)
-        worker.session, worker.heard_ms, worker.seen = session, self.now_ms, 0
+        worker.session, worker.heard_ms, worker.seen, worker.room = session, self.now_ms, 0, None
         claims = []
         for token, job_id in worker.leases.items():
             job = self.model.jobs.get(job_id)
@@ -309,20 +315,26 @@ class Machine(RuleBasedStateMachine):
         assert sorted(resumed.held) == sorted(held)
         assert sorted(resumed.lost) == sorted(set(worker.leases) - set(held))
         worker.leases = {token: worker.leases[token] for token in held}
-        self.say(name, m.Credit(session, credit), lambda: self.give_credit(worker, credit))
+        said = m.Room(room, 1 << 40) if room is not None else None
+        self.say(name, m.Credit(session, credit, said), lambda: self.give_credit(worker, credit, room))
 
-    def give_credit(self, worker: Worker, credit: list[m.QueueSlots]) -> None:
+    def give_credit(self, worker: Worker, credit: list[m.QueueSlots], room: int | None = None) -> None:
+        self.model.say_room(worker, room)
         worker.credit = {entry.queue: entry.slots for entry in credit}
 
     @precondition(workers_exist)
-    @rule(number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), by_beat=st.booleans())
-    def credit(self, number: int, slots: int, other_slots: int, by_beat: bool) -> None:
+    @rule(
+        number=NUMBER, slots=st.integers(0, 3), other_slots=st.integers(0, 2), by_beat=st.booleans(),
+        room=st.sampled_from(ROOMS),
+    )  # fmt: skip
+    def credit(self, number: int, slots: int, other_slots: int, by_beat: bool, room: int | None) -> None:
         worker = self.worker(number)
         credit = [m.QueueSlots(QUEUES[0], slots), m.QueueSlots(QUEUES[1], other_slots)]
-        message: PeerMessage = m.Credit(worker.session, credit)
+        said = m.Room(room, 1 << 40) if room is not None else None
+        message: PeerMessage = m.Credit(worker.session, credit, said)
         if by_beat:
-            message = m.Beat(worker.session, worker.seen, list(worker.leases), [], credit)
-        self.say(worker.name, message, lambda: self.give_credit(worker, credit))
+            message = m.Beat(worker.session, worker.seen, list(worker.leases), [], credit, said)
+        self.say(worker.name, message, lambda: self.give_credit(worker, credit, room))
 
     @precondition(leases_exist)
     @rule(
@@ -571,6 +583,7 @@ def results_are_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
             for defect in (
                 hand_backs_count, expiry_holds_after_a_failure, a_pause_does_not_outlive_the_broker,
                 queue_settings_hold_nothing_back, rescheduling_forgets_the_time, results_are_kept_for_ever,
+                needs_not_kept,
             )
         ),
     ],
