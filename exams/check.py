@@ -47,6 +47,7 @@ RESUBMIT_AFTER_MS = 10_000
 """Whoever asked for a merge has this long to submit it before the check hands it out again."""
 
 
+_PRESENT = (StudentStatus.ONLINE, StudentStatus.OFFLINE)
 _STUDENT_COLUMNS = (
     exam_students.c.id,
     exam_students.c.exam_id,
@@ -87,26 +88,27 @@ def check(
     *,
     has_segments: Callable[[str, str], bool],
     presence: Presence | None = None,
-    look_far_back: bool = False,
+    look_back_ms: int = LOOK_BACK_MS,
 ) -> StatusReport:
     """Bring exams and students to what the clock and their signs of life say. Repeating it is harmless.
 
     `has_segments(exam_id, student_id)` says whether a student has anything to merge. Without a `presence`, signs of
-    life are those in the store; while it cannot be read nobody's status is judged. Of exams that ended
-    in the last two hours (`look_far_back`: in the last week, for the first check after a pause), whoever has segments
-    and was never asked about gets a merge. Raises ExamError("unavailable"), with nothing changed.
+    life are those in the store; while it cannot be read nobody's status is judged. Of exams that ended in the last
+    `look_back_ms`, whoever has segments and was never asked about gets a merge. Raises ExamError("unavailable"), with
+    nothing changed.
     """
     presence = presence or SqlPresence(store.database)
     signs = _signs_of_life(store, presence, now_ms)
-    since_ms = now_ms - (LOOK_FAR_BACK_MS if look_far_back else LOOK_BACK_MS)
+    # Looked up before anything is locked: the segments may be on another machine.
+    left = {key for key in _leavers(store, now_ms, now_ms - look_back_ms) if has_segments(*key)}
     with store.database.write() as connection:
         # Locks in one order everywhere: listening, exams, students, recordings.
         heard = _heard(connection, presence, signs, now_ms)
         started, completed = _move_exams(connection, now_ms)
         closed = _close_students(connection, completed, now_ms)
-        left = [*closed, *_forgotten(connection, since_ms, now_ms, {row.id for row in closed})]
-        asked = [row for row in left if has_segments(row.exam_id, row.student_id)]
-        merges = recordings.request(connection, asked, now_ms)
+        forgotten = _forgotten(connection, left.difference(_keys(closed)))
+        asked = [row for row in closed if (row.exam_id, row.student_id) in left]
+        merges = recordings.request(connection, [*asked, *forgotten], now_ms)
         merges += recordings.open_requests(connection, now_ms - RESUBMIT_AFTER_MS)
         live = _live_exams(connection, now_ms)
         students = _roster(connection, sorted(live))
@@ -196,7 +198,7 @@ def _close_students(connection: Connection, exam_ids: Sequence[str], now_ms: int
             select(exam_students)
             .where(
                 exam_students.c.exam_id.in_(part),
-                exam_students.c.status.in_((StudentStatus.ONLINE, StudentStatus.OFFLINE)),
+                exam_students.c.status.in_(_PRESENT),
             )
             .order_by(exam_students.c.exam_id, exam_students.c.student_id)
             .with_for_update()
@@ -217,22 +219,47 @@ def _live_exams(connection: Connection, now_ms: int) -> dict[str, str]:
     return {row.id: row.status for row in connection.execute(select(exams).where(or_(active, soon)))}
 
 
-def _forgotten(connection: Connection, since_ms: int, now_ms: int, but: Collection[int]) -> list[Any]:
-    """Who was in an exam that has ended lately, and has no recording of any state: never online, or finished before
-    the first segment came."""
-    rows = connection.execute(
-        select(*_STUDENT_COLUMNS)
-        .join_from(exam_students, exams)
-        .where(
-            exams.c.status == ExamStatus.COMPLETED,
-            exams.c.end_time > since_ms,
-            exams.c.end_time <= now_ms,
-            ~select(recordings_table.c.state).where(recordings_table.c.student_exam_id == exam_students.c.id).exists(),
+_NO_RECORDING = (
+    ~select(recordings_table.c.state).where(recordings_table.c.student_exam_id == exam_students.c.id).exists()
+)
+
+
+def _leavers(store: ExamStore, now_ms: int, since_ms: int) -> list[StudentKey]:
+    """Who may have to be merged now: the students of exams that end, and of those that have ended lately whoever has
+    no recording of any state, because he was never online or finished before his first segment came."""
+    ends = and_(exams.c.status.in_((ExamStatus.ACTIVE, ExamStatus.PENDING)), exams.c.end_time <= now_ms)
+    ended = and_(exams.c.status == ExamStatus.COMPLETED, exams.c.end_time > since_ms, exams.c.end_time <= now_ms)
+    with store.database.read() as connection:
+        rows = connection.execute(
+            select(exam_students.c.exam_id, exam_students.c.student_id)
+            .join_from(exam_students, exams)
+            .where(or_(ends, ended), or_(exam_students.c.status.in_(_PRESENT), _NO_RECORDING))
+            .order_by(exam_students.c.exam_id, exam_students.c.student_id)
         )
-        .order_by(exam_students.c.exam_id, exam_students.c.student_id)
-        .with_for_update(of=exam_students)
-    )
-    return [row for row in rows if row.id not in but]
+        return [(exam_id, student_id) for exam_id, student_id in rows]
+
+
+def _forgotten(connection: Connection, keys: Collection[StudentKey]) -> list[Any]:
+    """Those of them who still have no recording, and whose exam is over."""
+    by_exam: dict[str, list[str]] = defaultdict(list)
+    for exam_id, student_id in sorted(keys):
+        by_exam[exam_id].append(student_id)
+    found: list[Any] = []
+    for exam_id, student_ids in by_exam.items():
+        for part in chunks(student_ids):
+            found += connection.execute(
+                select(*_STUDENT_COLUMNS)
+                .join_from(exam_students, exams)
+                .where(
+                    exam_students.c.exam_id == exam_id,
+                    exam_students.c.student_id.in_(part),
+                    exams.c.status == ExamStatus.COMPLETED,
+                    _NO_RECORDING,
+                )
+                .order_by(exam_students.c.student_id)
+                .with_for_update(of=exam_students)
+            )
+    return found
 
 
 def _roster(connection: Connection, exam_ids: Sequence[str]) -> list[Any]:

@@ -46,6 +46,7 @@ def requests_of(exam: Exam, config: Config, now_ms: int) -> list[JobRequest]:
             eta=datetime.fromtimestamp((at_ms + BEHIND_MS) / 1000, UTC),
             expires_s=(at_ms - now_ms) / 1000 + EXPIRES_S,
             max_retries=0,
+            kwargs={"look_back": True} if name == "merge" else None,
             key=f"{ONE_SHOT_KEYS}{exam.id}:{name}",
             key_policy="reschedule",
         )

@@ -12,8 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zq.exams import merging, moments, names, times
+from zq.exams.errors import ExamError
+from zq.exams.heartbeats import StatusNews
 from zq.exams.model import PAGE_ROWS_MAX, STUDENTS_PER_CALL_MAX, Exam, MergeRequest, Student
-from zq.exams.status import MergeState
+from zq.exams.status import MergeState, StudentStatus
 from zq.exceptions import Refused, Unavailable
 from zq.web.answers import json_response, query, whole_number
 from zq.web.auth import Scope
@@ -160,7 +162,18 @@ class ExamRoutes:
             self._store.login, exam_id, student_id, now_ms=now_ms(), ip=ip, name=name
         )
         self._services.heartbeats.learn(exam_id, student_id)
+        if self._services.config.exams.presence:
+            self._services.heartbeats.add(exam_id, student_id, at_ms=now_ms(), ip=ip)
         return student
+
+    async def _tell_left(self, student: Student) -> None:
+        """Whoever reads presence elsewhere sees at once that the student has finished; the store has it already."""
+        key = (student.exam_id, student.student_id)
+        try:
+            news = [StatusNews(key, student.name, StudentStatus.LOGOUT)]
+            await asyncio.to_thread(self._services.presence.tell, news)
+        except ExamError as error:
+            log.warning("a student's end was not told: %s", error.detail)
 
     async def make_token(self, request: Request) -> Response:
         exam_id, student_id = student_key(request)
@@ -207,6 +220,8 @@ class ExamRoutes:
             self._store.finish_student, exam_id, student_id, now_ms=now_ms(), ip=ip, has_segments=has_segments
         )
         student = finished.student
+        if finished.first and self._services.config.exams.presence:
+            await self._tell_left(student)
         submitted = True
         if finished.merge is not None:
             submitted = await submit(self._services, finished.merge)

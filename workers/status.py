@@ -24,6 +24,8 @@ SHOWN_MAX = 100
 MOMENTS_AHEAD_MS = 24 * 3600 * 1000
 """Exams that start within a day have their moments with the broker."""
 
+LOOK_BACK_EVERY_MS = 300_000
+
 NOTHING = {
     "started": [], "completed": [], "live": 0, "online": 0, "went_offline": [], "came_online": [], "closed": [],
 }  # fmt: skip
@@ -51,11 +53,19 @@ class _Slot:
         self.reconciler = Reconciler(self.store)
         self.moments = Moments(self.config)
         self.presence = presence_of(self.config, self.store)
-        self._checked = False
+        self._looked_back_ms: int | None = None
 
-    def first_check(self) -> bool:
-        first, self._checked = not self._checked, True
-        return first
+    def look_back_ms(self, now_ms: int, asked: bool) -> int:
+        """Far at first, for whoever was forgotten while nobody checked; then every few minutes, and when asked."""
+        from zq.exams.check import LOOK_BACK_MS, LOOK_FAR_BACK_MS
+
+        last_ms, self._looked_back_ms = self._looked_back_ms, now_ms
+        if last_ms is None:
+            return LOOK_FAR_BACK_MS
+        if asked or not 0 <= now_ms - last_ms < LOOK_BACK_EVERY_MS:
+            return LOOK_BACK_MS
+        self._looked_back_ms = last_ms
+        return 0
 
 
 @functools.cache
@@ -64,12 +74,13 @@ def _slot() -> _Slot:
 
 
 @app.task(queue="status_check", max_retries=0, soft_time_limit_s=60, time_limit_s=90)
-def check_exams() -> dict[str, Any]:
+def check_exams(look_back: bool = False) -> dict[str, Any]:
     """Bring exams and students to what the clock and their signs of life say, and submit the merges that are due.
 
     Merges that have ended without a word to the store (killed, cancelled, lost) are written down as failed, or asked
-    for again. Not retried: the next tick does the same. A merge that the broker does not take now is handed out again
-    by the next check.
+    for again. `look_back`: now also look for segments of exams that ended lately that nobody has asked to merge, which
+    is done every few minutes otherwise. Not retried: the next tick does the same. A merge that the broker does not
+    take now is handed out again by the next check.
     """
     if not _slot.cache_info().currsize and at_rest(config.load()):
         return dict(NOTHING)
@@ -83,7 +94,7 @@ def check_exams() -> dict[str, Any]:
         slot.config.exams.offline_after_s,
         has_segments=slot.storage.has_segments,
         presence=slot.presence,
-        look_far_back=slot.first_check(),
+        look_back_ms=slot.look_back_ms(now_ms, look_back),
     )
     result = summary(report)
     _tell(slot, report)
