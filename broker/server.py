@@ -47,6 +47,7 @@ LOOK_AROUND_MS = 1000
 FORGET_EVENTS = 5000
 """Old events dropped in one go: more than that many a second come only in bursts."""
 FORGET_HOURS = 100
+_SEND_MORE = zmq.DONTWAIT | zmq.SNDMORE
 EXIT_JOURNAL = 74
 """EX_IOERR of sysexits(3): the journal failed, and what is on disk decides at the next start."""
 
@@ -110,8 +111,9 @@ class Server:
         # What stands now stands for ever, and what a round makes is freed with it: the collector has little to find.
         gc.freeze()
         gc.set_threshold(GC_EVERY, 20, 50)
-        ready()
         try:
+            self._look_around()
+            ready()
             while not self._stopping:
                 self._round()
                 self._wait(self._clock.seconds_until(self.core.wake_ms()))
@@ -132,7 +134,7 @@ class Server:
         """Until a message or a signal comes. What is due is waited for by the microsecond, which zmq_poll(3) cannot; so
         the sockets' descriptors are polled, which tell only of what has come since ZMQ_EVENTS was read."""
         sockets = [sock for sock in (self._router, self._access.zap) if sock is not None]
-        if timeout_s <= 0 or any(cast(int, sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN for sock in sockets):
+        if timeout_s <= 0 or any(map(_readable, sockets)):
             return
         self._journal.end_reading()
         select.select([self._wakeup.fileno(), *(sock.fileno() for sock in sockets)], [], [], timeout_s)
@@ -144,15 +146,11 @@ class Server:
     def _round(self) -> None:
         now_ms = self._clock.now_ms()
         self._access.answer()
-        for _ in range(ROUND_MESSAGES):
-            try:
-                parts = self._router.recv_multipart(zmq.DONTWAIT, copy=not self._access.curve)
-            except zmq.Again:
-                break
-            self._receive(parts, now_ms)
-        if now_ms >= self._next_look_ms:
-            self._next_look_ms = now_ms + LOOK_AROUND_MS
-            self._look_around()
+        router, copy = self._router, not self._access.curve
+        messages = 0
+        while messages < ROUND_MESSAGES and _readable(router):
+            self._receive(router.recv_multipart(zmq.DONTWAIT, copy=copy), now_ms)
+            messages += 1
         self.core.advance(now_ms)
         batch = self.core.batch()
         if batch.steps or batch.notes:
@@ -162,7 +160,11 @@ class Server:
             self._send(peer, message)
         for peer, message in events:
             self._send(peer, message)
+        # Nobody waits for what follows.
         self._journal.tend(now_ms)
+        if now_ms >= self._next_look_ms:
+            self._next_look_ms = now_ms + LOOK_AROUND_MS
+            self._look_around()
 
     def _receive(self, parts: list[bytes] | list[zmq.Frame], now_ms: int) -> None:
         identity: Identity | None = None
@@ -189,7 +191,8 @@ class Server:
             log.error("an answer was too large", extra={"answer": type(message).__name__})
             frame = codec.encode(Refusal(getattr(message, "request", 0), Code.TOO_LARGE, str(error)))
         try:
-            self._router.send_multipart((peer, frame), zmq.DONTWAIT)
+            self._router.send(peer, _SEND_MORE)
+            self._router.send(frame, zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, errno.EAGAIN):
                 raise
@@ -240,6 +243,10 @@ class Server:
         self._journal.close()
         self._wakeup.close()
         self._wakeup_end.close()
+
+
+def _readable(sock: zmq.Socket[bytes]) -> bool:
+    return bool(cast(int, sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _bytes(part: bytes | zmq.Frame) -> bytes:

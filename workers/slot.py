@@ -55,10 +55,12 @@ def run_slot(sock: socket.socket, tickets: int, keeper_pid: int, concurrency: in
     _start(line)
     if concurrency > 1:
         task_loop(line).serve(concurrency)
+    peak.forget()
     home_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     while True:
         # Each result at once, in a batch too: nobody knows how long the next job takes.
-        line.send(Finished([_attempt(line.next_job(), line, peak)]))
+        line.send(Finished([_attempt(line.next_job(), line)]))
+        peak.forget()
         with contextlib.suppress(OSError):  # its folder was removed: stay where the task went
             os.fchdir(home_fd)
 
@@ -94,8 +96,8 @@ def _run_hook(hook: Callable[[], Any], line: Line) -> None:
         hook()
 
 
-def _attempt(assignment: Assignment, line: Line, peak: _Peak) -> AttemptResult:
-    meter = _Meter(peak)
+def _attempt(assignment: Assignment, line: Line) -> AttemptResult:
+    meter = _Meter()
     job = SlotJob(assignment, line)
     slot_pid = os.getpid()
     set_current_job(job)
@@ -139,7 +141,8 @@ def task_loop(line: Line) -> TaskLoop:
 
 
 class _Peak:
-    """The kernel's record of this process's largest size, which is to be forgotten before each attempt."""
+    """The kernel's record of this process's largest size, which is to be forgotten between attempts. (Not directly
+    before one: its task waits.)"""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -156,9 +159,8 @@ class _Peak:
 class _Meter:
     """What an attempt uses, from the kernel's own counters: exact, for everything that is reaped by its end."""
 
-    def __init__(self, peak: _Peak) -> None:
+    def __init__(self) -> None:
         self._started_s = time.monotonic()
-        peak.forget()
         self._own = resource.getrusage(resource.RUSAGE_SELF)
         self._below = resource.getrusage(resource.RUSAGE_CHILDREN)
 
