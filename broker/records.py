@@ -10,12 +10,12 @@ step in upgrade.py; the numbers of State, Cause and Outcome are part of the form
 from __future__ import annotations
 
 import functools
-import hashlib
 import struct
 from enum import StrEnum
 
 import msgspec
 
+from zq.protocol.blake2 import blake2b
 from zq.protocol.job import LIVE, Cause, JobSpec, Outcome, State
 from zq.protocol.messages import Usage
 
@@ -190,7 +190,7 @@ _u64 = struct.Struct(">Q").pack
 @functools.lru_cache(4096)
 def queue_prefix(queue: str) -> bytes:
     """Eight bytes for a queue's name; two queues that collide (2^-64 a pair) would share an index and be refused."""
-    return hashlib.blake2b(queue.encode(), digest_size=8).digest()
+    return blake2b(queue.encode(), digest_size=8).digest()
 
 
 LANE_BYTES = 8
@@ -208,7 +208,7 @@ def lane_of(tags: tuple[str, ...], disk_bits: int = 0, memory_bits: int = 0) -> 
     asked = "\0".join(tags)
     if disk_bits or memory_bits:
         asked += f"\0\0{disk_bits} {memory_bits}"
-    return hashlib.blake2b(asked.encode(), digest_size=LANE_BYTES).digest()
+    return blake2b(asked.encode(), digest_size=LANE_BYTES).digest()
 
 
 def lane_of_row(row: JobRow) -> bytes:
@@ -241,7 +241,7 @@ KEY_DIGEST_BYTES = 16
 
 
 def key_digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=KEY_DIGEST_BYTES).digest()
+    return blake2b(key.encode(), digest_size=KEY_DIGEST_BYTES).digest()
 
 
 @functools.lru_cache(_PREFIXES_REMEMBERED)

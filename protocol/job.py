@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from zq.protocol import limits
+from zq.protocol.blake2 import blake2b
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 """Any script is welcome; blanks and control characters are not (`valid_name`)."""
@@ -237,9 +238,7 @@ def decode_spec(data: bytes) -> JobSpec:
 
 def digest(spec_bytes: bytes) -> bytes:
     """16 bytes that tell two jobs with the same id apart (BLAKE2b, RFC 7693)."""
-    import hashlib  # brings OpenSSL, which most processes of zq do without
-
-    return hashlib.blake2b(spec_bytes, digest_size=16).digest()
+    return blake2b(spec_bytes, digest_size=16).digest()
 
 
 _V7_FIXED = (0x7 << 76) | (0b10 << 62)
@@ -255,9 +254,7 @@ def new_job_id() -> bytes:
 
 def job_id_from(*parts: str) -> bytes:
     """The same parts give the same id (RFC 9562, section 5.8: UUIDv8 by hash): for ticks and idempotency keys."""
-    import hashlib
-
-    value = bytearray(hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).digest())
+    value = bytearray(blake2b("\x00".join(parts).encode(), digest_size=16).digest())
     value[6] = 0x80 | (value[6] & 0x0F)
     value[8] = 0x80 | (value[8] & 0x3F)
     return bytes(value)

@@ -17,7 +17,7 @@ from zq.logs import configure
 from zq.protocol import limits
 from zq.protocol.job import valid_name
 from zq.workers.identity import NameRefused, take_name
-from zq.workers.runner import Runner
+from zq.workers.keeper_fork import begin_marked
 from zq.workers.session import SLOTS_MAX
 
 log = logging.getLogger("zq.workers")
@@ -73,6 +73,9 @@ def command(
         if reloads:
             sys.exit(_run_reloading(config))
         with take_name(config.data_path, list(slots_of), name) as identity:
+            begin_marked(identity.instance)
+            from zq.workers.runner import Runner  # with ZeroMQ and psutil, for the process that stays
+
             code = Runner(config, identity, slots_of, chosen, at_once).run()
     except (ConfigError, NameRefused) as error:
         click.echo(f"zq worker: {error}", err=True)

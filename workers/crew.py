@@ -16,6 +16,7 @@ from zq.protocol.job import JobSpec, format_id
 from zq.workers import session_io as io
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult
+from zq.workers.keeper_fork import can_fork
 from zq.workers.lanes import Lanes
 from zq.workers.process import resident_bytes
 from zq.workers.reports import reported
@@ -302,7 +303,8 @@ class Crew:
         self.tasks = None
         marker = own_marker(self._instance, self._generation)
         self._keeper = Keeper(
-            self._modules, marker, adopts_orphans=True, log_level=self._log.level, log_json=self._log.json
+            self._modules, marker, adopts_orphans=True, log_level=self._log.level, log_json=self._log.json,
+            fork=can_fork(marker),
         )
         self._missing = [(now_s, queue) for queue, count in self._queues.items() for _ in range(count)]
 

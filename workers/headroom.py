@@ -82,12 +82,21 @@ class Gauge:
         return max(0, found.f_bavail * found.f_frsize - self._reserve_bytes), name
 
     def _memory_bytes(self) -> int:
-        import psutil
-
-        free_bytes = psutil.virtual_memory().available
+        free_bytes = _available_bytes()
         if self._cgroup is not None:
             free_bytes = min(free_bytes, self._cgroup.free_bytes())
         return max(0, free_bytes)
+
+
+def _available_bytes() -> int:
+    """What the kernel says programs may still have; 0 if it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_bytes().splitlines():
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
 
 
 class Cgroup(NamedTuple):

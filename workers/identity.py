@@ -18,12 +18,11 @@ from types import TracebackType
 from typing import Final
 
 from zq.protocol import limits
+from zq.protocol.blake2 import blake2b
 from zq.protocol.job import valid_name
 
 WORKERS_PER_NAME_MAX: Final = 1024
 _FILE_NAME_BYTES_MAX: Final = 200
-_GUARD_BYTES_MAX: Final = 90
-"""A socket's name has 107 bytes."""
 
 
 class NameRefused(Exception):
@@ -94,8 +93,7 @@ def _try(folder: Path, instance: str) -> Identity | None:
     guard = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        short = instance if len(instance.encode()) <= _GUARD_BYTES_MAX else _mark(instance, 16)
-        guard.bind(b"\0zq-worker-" + short.encode())
+        guard.bind(b"\0zq-worker-" + _mark(instance, 16).encode())
     except OSError as error:
         os.close(fd)
         guard.close()
@@ -117,6 +115,4 @@ def lock_file_name(instance: str) -> str:
 
 
 def _mark(text: str, size_bytes: int) -> str:
-    import hashlib
-
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=size_bytes).hexdigest()
+    return blake2b(text.encode("utf-8", "replace"), digest_size=size_bytes).hexdigest()

@@ -26,7 +26,7 @@ from zq.workers.attempt import conclude, end_left_behind, judge, prepare, with_u
 from zq.workers.channel import Assignment, AttemptResult, Finished, SlotUsage, Started
 from zq.workers.job_context import SlotJob
 from zq.workers.line import Line
-from zq.workers.process import become_subreaper, die_with_parent
+from zq.workers.process import become_subreaper, die_with_parent, name_process
 
 if TYPE_CHECKING:
     from zq.workers.task_loop import TaskLoop
@@ -45,6 +45,7 @@ def run_slot(sock: socket.socket, tickets: int, keeper_pid: int, concurrency: in
     if os.getppid() != keeper_pid:
         os._exit(0)
     os.setsid()
+    name_process("zq-slot")
     become_subreaper()
     for signum in _RESET_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)

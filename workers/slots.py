@@ -23,6 +23,7 @@ from typing import Final
 
 from zq.workers import channel
 from zq.workers.channel import DOORBELL, Assignment, AttemptResult
+from zq.workers.keeper_fork import ForkedKeeper, fork_keeper
 from zq.workers.process import STUCK_AFTER_S, become_subreaper, child_pids, living_below, send_signal
 from zq.workers.sweep import MARKER, Marker, sweep_generation
 
@@ -345,6 +346,16 @@ def describe_status(status: int) -> str:
         return f"slot died: signal {-status}"
 
 
+def _spawn(control: socket.socket, arguments: Sequence[str], marker: Marker) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "zq.workers.keeper", str(control.fileno()), *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[control.fileno()],
+        env={**os.environ, MARKER: marker.format()},
+        start_new_session=True,  # out of reach of signals to the worker's process group
+    )
+
+
 class Keeper:
     """The keeper process and its slots. `adopts_orphans` makes this process a subreaper and its own children, but for
     keepers, strays: right for a worker's parent, which starts nothing else; wrong for a process with other children.
@@ -354,9 +365,12 @@ class Keeper:
 
     def __init__(
         self, modules: Sequence[str], marker: Marker, *, adopts_orphans: bool, log_level: str = "info",
-        log_json: bool = False,
+        log_json: bool = False, fork: bool = False,
     ) -> None:  # fmt: skip
-        """Start it; Ready or LoadFailed follows. Raises OSError if the process cannot be started."""
+        """Start it, as a program of its own or by `fork` (see `keeper_fork`); Ready or LoadFailed follows.
+
+        Raises OSError if the process cannot be started.
+        """
         self._marker = marker
         self._adopts_orphans = adopts_orphans
         if adopts_orphans:
@@ -372,13 +386,9 @@ class Keeper:
         log_format = "json" if log_json else "text"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "zq.workers.keeper", str(theirs.fileno()), log_level, log_format, *modules],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, MARKER: marker.format()},
-                start_new_session=True,  # out of reach of signals to the worker's process group
-            )
+            arguments = [log_level, log_format, *modules]
+            self._process: subprocess.Popen[bytes] | ForkedKeeper
+            self._process = fork_keeper(theirs.fileno(), arguments) if fork else _spawn(theirs, arguments, marker)
         ours.setblocking(False)
         self._control = ours
         self._pidfd = os.pidfd_open(self._process.pid)

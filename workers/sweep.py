@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from zq.workers.process import ProcessKey, is_alive, key_of, read_stat, send_signal
@@ -100,15 +101,16 @@ def _kill(found: list[tuple[ProcessKey, Marker]]) -> list[int]:
 
 def _marked() -> list[tuple[ProcessKey, Marker]]:
     """Living processes with a marker. The key is read before the environment and again after: one process."""
-    import psutil  # the keeper and the slots need the marker's name, not psutil's megabytes
-
+    prefix = f"{MARKER}=".encode()
     marked = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            before = read_stat(process.pid)
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            before = read_stat(pid)
             if before is None or not before.is_living:
                 continue
-            marker = parse_marker(process.environ().get(MARKER, ""))
-            if marker is not None and key_of(process.pid) == before.key:
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            carried = next((entry for entry in environ if entry.startswith(prefix)), b"")
+            marker = parse_marker(os.fsdecode(carried[len(prefix) :]))
+            if marker is not None and key_of(pid) == before.key:
                 marked.append((before.key, marker))
     return marked

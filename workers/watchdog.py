@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-
-import psutil
+from typing import TYPE_CHECKING
 
 from zq.protocol.messages import Usage
 from zq.workers.channel import SlotUsage
 from zq.workers.process import ProcessKey, key_of, living_below
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class Verdict(Enum):
@@ -211,6 +213,8 @@ def process_cpu_s(pid: int) -> float:
 
 
 def _open(key: ProcessKey) -> psutil.Process | None:
+    import psutil  # a megabyte: not before a job lasts long enough to be measured
+
     try:
         return psutil.Process(key.pid)
     except psutil.Error:
@@ -218,6 +222,8 @@ def _open(key: ProcessKey) -> psutil.Process | None:
 
 
 def _measure(process: psutil.Process) -> Counters | None:
+    import psutil
+
     try:
         with process.oneshot():
             cpu = process.cpu_times()

@@ -5,7 +5,6 @@ The scheduler writes a schedule's progress into a register of the broker, operat
 
 from __future__ import annotations
 
-import difflib
 import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -255,6 +254,8 @@ def require(found: Sequence[Shown], name: str) -> Shown:
         if one.name == name:
             return one
     names = [one.name for one in found]
+    import difflib  # only a wrong name needs it
+
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     raise Invalid(f"there is no schedule '{name}'; {f'did you mean {near[0]}?' if near else ', '.join(names)}")
 
