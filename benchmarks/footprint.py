@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -23,14 +22,6 @@ _ZQ_PROGRAMS: Final = {
 }
 _PROCESSES: Final = {"scheduler": 1, "status-worker": 3, "merge-worker": 4, "web": 1}
 """A worker is its parent, the keeper that forks, and a process for each slot."""
-
-
-_NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
-"""Modules that each process compiles anew weigh more than those that it reads: no system would be run so."""
-
-
-def _environ() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
 
 
 def resting(roots: Sequence[int], *, settle_s: float, during_s: float) -> dict[str, float]:
@@ -58,9 +49,10 @@ def zq_system(folder: Path, during_s: float) -> dict[str, float]:
     server = servers.Zq(folder)
     with server.config_file.open("a") as file:
         file.write(f"[web]\nport = {free_port()}\n")
-    env = {name: value for name, value in _environ().items() if not name.startswith("ZQ_")}
+    env = {name: value for name, value in servers.as_installed().items() if not name.startswith("ZQ_")}
+    env["ZQ_CONFIG"] = server.url
     started = [
-        Started([sys.executable, "-m", *command, "--config", server.url], folder / f"{name}.log", env=env)
+        Started([sys.executable, "-m", "zq.supervised", *command], folder / f"{name}.log", env=env)
         for name, command in _ZQ_PROGRAMS.items()
     ]
     try:
@@ -77,7 +69,7 @@ def celery_system(folder: Path, venv: PeerVenv, during_s: float) -> dict[str, fl
     """Redis, Beat, two prefork workers, Flower: the same work in Celery."""
     server = servers.Redis(folder, always=False)
     env = {**venv.environment(), URL_VARIABLE: server.url}
-    env.pop(_NO_BYTECODE, None)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     script = [str(venv.python), "-m", "benchmarks.peers.celery_system", str(folder), str(free_port())]
     lines = subprocess.run(script, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
     started = [

@@ -19,6 +19,13 @@ class Missing(Exception):
     """A server's program is not installed; the text says how to get it."""
 
 
+def as_installed() -> dict[str, str]:
+    """The environment without PYTHONDONTWRITEBYTECODE: modules that each process compiles anew weigh more than those
+    that it reads, and no system would be run so.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class Server(ABC):
     """Made started; `url` is what a driver needs to know."""
 
@@ -133,8 +140,9 @@ class Zq(Server):
         from zq.client.sync import Client
         from zq.config import load
 
-        env = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
-        command = [sys.executable, "-m", "zq.broker", "--config", self.url]
+        env = {name: value for name, value in as_installed().items() if not name.startswith("ZQ_")}
+        env["ZQ_CONFIG"] = self.url
+        command = [sys.executable, "-m", "zq.supervised", "zq.broker"]  # what `zq up` runs
         self.process = Started(command, self.config_file.with_name("broker.log"), env=env)
         try:
             with Client(load(self.url, {}), timeout_s=60) as client:

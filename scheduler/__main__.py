@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-
 import click
 
-from zq import logs
-from zq.client.requests import encode
-from zq.client.sync import Client
-from zq.config import EXIT_CONFIG, ConfigError, load
-from zq.exceptions import Invalid
-from zq.protocol.messages import Role
-from zq.scheduler.service import ANSWER_S, Service, Stopping, request_of, schedules_of
-from zq.scheduler.ticks import Tick
+from zq.scheduler.program import run
 
 
 @click.command("scheduler")
@@ -23,33 +12,7 @@ from zq.scheduler.ticks import Tick
 @click.option("--broker", metavar="URL", help="Instead of client.broker.")
 def command(config_path: str | None, broker: str | None) -> None:
     """Submit the jobs of the schedules, each at its time. TERM ends it; any number of them may run."""
-    try:
-        config = load(config_path)
-        logs.configure(config.log.level, config.log.json)
-        log = logging.getLogger("zq.scheduler")
-        if not config.scheduler.enabled:
-            log.info("scheduler.enabled is false: nothing to do")
-            return
-        schedules = schedules_of(config)
-        client = Client(config, broker=broker, timeout_s=ANSWER_S, role=Role.SCHEDULER)
-        for schedule in schedules:
-            _check(client, Tick(schedule, 0))
-    except (ConfigError, Invalid) as error:
-        click.echo(f"zq scheduler: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    with client, contextlib.closing(Stopping()) as stopping:
-        told = ", ".join(f"{schedule.name} {schedule.text}" for schedule in schedules)
-        log.info("scheduling: %s", told)
-        Service(client, schedules).run(stopping)
-    log.info("stopped")
-
-
-def _check(client: Client, tick: Tick) -> None:
-    """Raises ConfigError for a schedule whose jobs could never be submitted."""
-    try:
-        encode(request_of(tick), client.config.worker)
-    except Invalid as error:
-        raise ConfigError(f"schedules.{tick.schedule.name}: {error}") from None
+    run(config_path, broker)
 
 
 if __name__ == "__main__":

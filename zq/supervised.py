@@ -16,6 +16,8 @@ from zq.config import EXIT_CONFIG
 
 STARTED_AFTER_S = 1.5
 """More than startsecs in supervisord.conf."""
+_WITHOUT_OPTIONS = {"zq.broker", "zq.scheduler"}
+"""What does not need its command line."""
 _HOPELESS = {2, EXIT_CONFIG}
 """A wrong command line (click's code) and a wrong configuration."""
 
@@ -25,7 +27,10 @@ def main() -> None:
     module, *arguments = sys.argv[1:]
     sys.argv = [module, *arguments]
     try:
-        importlib.import_module(f"{module}.__main__").command()
+        if module in _WITHOUT_OPTIONS and not arguments:
+            importlib.import_module(f"{module}.program").run()
+        else:
+            importlib.import_module(f"{module}.__main__").command()
     except SystemExit as end:
         if end.code in _HOPELESS:
             # A stop must not wait for us, whatever handlers the program had set.
