@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from cronsim import CronSim, CronSimError
+
 _HOUR_MS = 3_600_000
 _WINDOWS_MS = (_HOUR_MS, 24 * _HOUR_MS, 32 * 24 * _HOUR_MS, 366 * 24 * _HOUR_MS, 9 * 366 * 24 * _HOUR_MS)
 """How far back a cron expression's newest moment is looked for. Eight years may pass between two 29ths of February."""
@@ -58,8 +60,6 @@ class Cron:
     zone: zoneinfo.ZoneInfo
 
     def __post_init__(self) -> None:
-        from cronsim import CronSimError  # only where there are cron expressions
-
         try:
             if self.following(0) is None:
                 raise ValueError(f"cron expression {self.expression!r} never comes true")
@@ -67,8 +67,6 @@ class Cron:
             raise ValueError(f"cron expression {self.expression!r}: {error}") from None
 
     def following(self, after_ms: int) -> int | None:
-        from cronsim import CronSim
-
         moments = CronSim(self.expression, datetime.fromtimestamp(after_ms // 1000, self.zone))
         for moment in moments:
             # In the second pass of an hour the first candidates are of the first one, and over.
