@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.workers.worker_system import System, kill, wait_until
+from tests.waiting import wait_until
+from tests.workers.worker_system import System, kill
 from zq.workers.sweep import MARKER, parse_marker
 
 TASKS = """
