@@ -81,7 +81,8 @@ class PageRoutes:
         if rest:
             there += f"?{urlencode(rest)}"
         if given is not None:
-            return self._enter(there) if self._gate.is_token(given) else self._refuse(request, there, wrong=True)
+            right = self._gate.is_token(given)
+            return self._enter(request, there) if right else self._refuse(request, there, wrong=True)
         allowed = self._gate.scopes(request.headers.get("authorization"), request.cookies.get(auth.COOKIE))
         if auth.Scope.READ not in allowed:
             return self._refuse(request, there)
@@ -99,15 +100,18 @@ class PageRoutes:
         form = parse_qs(data.decode("utf-8", "replace"), max_num_fields=8)
         there = safe_path(form.get("next", ["/"])[0])
         if self._gate.is_token(form.get("token", [""])[0].strip()):
-            return self._enter(there)
+            return self._enter(request, there)
         return self._refuse(request, there, wrong=True)
 
-    def _enter(self, there: str) -> Response:
+    def _enter(self, request: Request, there: str) -> Response:
         # The token leaves the address bar, and with it the history, at once. What is behind the # is never sent
         # anywhere; the page takes it out of the address, and keeps it for its tab.
         location = f"{there}#operate={self._gate.page_key()}"
         response = Response(status_code=303, headers={**_SECURITY, "Location": location})
-        response.set_cookie(auth.COOKIE, self._gate.page_cookie_value(), httponly=True, samesite="strict", path="/")
+        response.set_cookie(
+            auth.COOKIE, self._gate.page_cookie_value(), httponly=True, samesite="strict", path="/",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
         return response
 
     def _refuse(self, request: Request, there: str, *, wrong: bool = False, status: int = 401) -> Response:

@@ -45,8 +45,10 @@ def views(scene: Scene) -> Iterator[tuple[str, str]]:
     """(name, path) of every view, with the page of a job in it and a student's."""
     dead = scene.client.jobs("looks", "dead").jobs[0]
     merge = scene.call("GET", f"/v1/exams/{EXAM}/students/20230101")["recording"]["job_id"]
-    for path in (*VIEWS, f"/jobs/{dead.id.hex()}", f"/jobs/{merge}", f"/exams/{EXAM}/students/20230101"):
-        yield re.sub(r"[^a-z]+", "-", path.replace(EXAM, "exam")).strip("-")[:20] or "overview", path
+    for path in VIEWS:
+        yield re.sub(r"[^a-z]+", "-", path.replace(EXAM, "exam")).strip("-") or "overview", path
+    yield from (("job-dead", f"/jobs/{dead.id.hex()}"), ("job-merge", f"/jobs/{merge}"))
+    yield "student", f"/exams/{EXAM}/students/20230101"
 
 
 def settled(page: Page) -> None:

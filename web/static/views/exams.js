@@ -125,10 +125,10 @@ function table(one, rows) {
       const href = `/exams/${enc(one.id)}/students/${enc(s.id)}`;
       return html`<tr><td><a class="main" href=${href}>${s.name || s.id}</a><span class="under">${s.id}</span></td>
         <td data-label=${t("students.presence")}><i class="presence ${s.status}"></i>${t(`presence.${s.status}`)}</td>
-        <td data-label=${t("students.heard")}>${when(s.last_active_at)}</td>
-        <td class="r" data-label=${t("students.segments")}>${s.segments ?? "?"}</td>
-        <td class="wide">${recordingState(s.recording)}</td>
-        <td class="tight wide">${s.recording?.video ? html`<a class="button small" href=${href} aria-label="${t("student.play")}: ${s.name || s.id}">${icon("play")}${t("student.play")}</a>` : nothing}</td></tr>`;
+        <td class=${s.last_active_at ? "" : "gone"} data-label=${t("students.heard")}>${when(s.last_active_at)}</td>
+        <td class="r ${s.segments === 0 ? "gone" : ""}" data-label=${t("students.segments")}>${s.segments ?? "?"}</td>
+        <td class="wide ${s.recording ? "" : "gone"}">${recordingState(s.recording)}</td>
+        <td class="tight wide ${s.recording?.video ? "" : "gone"}">${s.recording?.video ? html`<a class="button small" href=${href} aria-label="${t("student.play")}: ${s.name || s.id}">${icon("play")}${t("student.play")}</a>` : nothing}</td></tr>`;
     })}</tbody></table></div>`;
 }
 

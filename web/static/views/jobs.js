@@ -151,7 +151,7 @@ export function jobs({ query }) {
         <td class="wide job"><a class="main" href="/jobs/${job.id}" title=${job.task}>${shortTask(job.task)}</a><span class="under">${jobLink(job.id)}${job.key ? html` ${job.key}` : nothing}</span></td>
         <td data-label=${filter.state ? nothing : t("jobs.state")}>${chip(job.state)}</td>
         <td data-label=${t("queue")}>${queueLink(job.queue)}</td>
-        <td class="r" data-label=${t("col.attempt")}>${job.attempt ? `${whole(job.attempt)}/${whole(job.attempts_max)}` : html`<span class="zero">–</span>`}</td>
+        <td class="r ${job.attempt ? "" : "gone"}" data-label=${t("col.attempt")}>${job.attempt ? `${whole(job.attempt)}/${whole(job.attempts_max)}` : html`<span class="zero">–</span>`}</td>
         <td data-label=${t("col.time")}>${times(job)}</td>
         <td class="wide">${what(job)}</td>
       </tr>`)}</tbody></table></div>`;

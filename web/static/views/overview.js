@@ -69,14 +69,14 @@ export function overview({ query }) {
       const sum = totals(live.queues);
       points.follow();
       running.follow(`${sum.running} ${sum.done} ${sum.dead} ${sum.running ? Math.floor(Date.now() / 4000) : 0}`);
-      groups.follow(`${sum.dead} ${sum.accepted - sum.dead > 0 && sum.dead > 0 ? sum.dead : 0}`);
+      groups.follow(`${sum.dead} ${sum.dead ? Math.floor(Date.now() / 30000) : 0}`);
     },
     query: () => points.found.refresh(),
     close: () => [points.found, running, groups].forEach((one) => one.close()),
     render() {
       const live = state.live;
       return html`${heading(t("nav.overview"), { sub: t("overview.sub"), acts: spanPicker(points.span()) })}
-        ${live?.alarms.length ? html`<div role="alert"><ul class="alarms">${live.alarms.map(alarm)}</ul></div>` : nothing}
+        ${live?.alarms.length ? html`<div role="alert" aria-relevant="additions" aria-atomic="false"><ul class="alarms">${live.alarms.map(alarm)}</ul></div>` : nothing}
         ${tiles(live, points.found.data)}
         <div class="columns">
           ${panel(t("chart.flow"), points.found, (data) => flowChart(data, "flow"), rate, t("unit.per-s"))}

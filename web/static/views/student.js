@@ -14,6 +14,7 @@ const SPEEDS = [1, 2, 4, 8];
 export function student({ params }) {
   const path = `/v1/exams/${enc(params.exam)}/students/${enc(params.student)}`;
   const found = new Resource((signal) => ask(path, { signal }), update, 2500);
+  const following = new Resource((signal) => ask(`/v1/exams/${enc(params.exam)}?limit=1&after=${enc(params.student)}`, { signal }), update);
   let speed = 1;
   const video = () => document.querySelector(".theatre video");
 
@@ -30,20 +31,26 @@ export function student({ params }) {
   }
 
   found.refresh();
+  following.refresh();
   return {
     title: () => found.data?.name || params.student,
     picture: (live) => found.follow(live.queues.filter((queue) => ["status_check", "video_merge"].includes(queue.name)).map((queue) => `${queue.done} ${queue.running} ${queue.dead}`).join(" ")),
-    close: () => found.close(),
+    close: () => [found, following].forEach((one) => one.close()),
     render() {
       const crumb = html`<a href="/exams">${t("nav.exams")}</a> / <a href="/exams/${enc(params.exam)}">${params.exam}</a>`;
       if (found.waiting) return html`${heading(params.student, { crumb })}<section class="card">${bones(6)}</section>`;
       if (!found.data) return html`${heading(params.student, { crumb })}<section class="card">${found.error.status === 404 ? empty("search", t("student.unknown")) : trouble(found.error)}</section>`;
       const one = found.data;
-      return html`${heading(one.name || one.id, { crumb, sub: html`${one.id} · <i class="presence ${one.status}"></i>${t(`presence.${one.status}`)}` })}
+      return html`${heading(one.name || one.id, { crumb, acts: next(), sub: html`${one.id} · <i class="presence ${one.status}"></i>${t(`presence.${one.status}`)}` })}
         <div class="split"><div class="pile">${theatre(one)}${one.recording?.video ? controls(one.recording) : nothing}</div>
         <div class="pile">${section(t("student.facts"), facts(one))}${one.recording?.error ? section(t("job.error"), html`<div class="body"><pre class="code bad error" tabindex="0">${one.recording.error}</pre></div>`) : nothing}</div></div>`;
     },
   };
+
+  function next() {
+    const one = following.data?.students[0];
+    return one ? html`<a class="button" href="/exams/${enc(params.exam)}/students/${enc(one.id)}">${t("student.next")} <span class="dim">${one.name || one.id}</span></a>` : nothing;
+  }
 
   function theatre(one) {
     const recording = one.recording;
