@@ -10,7 +10,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from zq.exams.segment_index import record_segment
 from zq.exams.segments import Segment
 from zq.workers.cleanup import clean_up
 from zq.workers.ffmpeg import find_ffmpeg
+from zq.workers.merge_marker import Input, read_marker
 from zq.workers.merge_run import MergeRequest, MergeResult, MergeSettings, run_merge
 
 MEDIA = Path(__file__).parents[1] / "media"
@@ -112,6 +113,15 @@ class Recording:
     def beside(self) -> list[str]:
         """What lies beside the segments' folder."""
         return sorted(p.name for p in self.request.target.iterdir() if p != self.request.folder)
+
+    def moved(self, target: Path, exam_id: str) -> Recording:
+        """The same after its exam's folder was moved."""
+        folder = target / self.request.folder.name
+        return replace(self, request=replace(self.request, exam_id=exam_id, folder=folder, target=target))
+
+    def inputs(self, video: str) -> tuple[Input, ...]:
+        """What the manifest says the video was made of."""
+        return read_marker(self.request.target / (video + ".zq.json")).inputs
 
     def clean_up(self, *, use_trash: bool = False) -> dict[str, Any]:
         request = self.request
