@@ -19,7 +19,7 @@ from zq.exceptions import LeaseLost, SoftTimeLimitExceeded
 from zq.protocol import limits as bounds
 from zq.workers.channel import Assignment, Progress, StillMineAsk
 from zq.workers.line import Line
-from zq.workers.program import run_program, run_program_async
+from zq.workers.program import run_forked, run_program, run_program_async
 from zq.workers.sweep import MARKER, SYSTEM_MARK
 from zq.workers.task_logs import program_logger
 
@@ -195,6 +195,31 @@ class SlotJob:
     def _note_failure(self, argv: Sequence[str], result: ProcessResult) -> None:
         if result.returncode != 0:
             self._failed_program = f"{argv[0]} ended with {result.returncode}\n{result.stderr_tail}"
+
+    def run_forked(
+        self,
+        function: Callable[[], int],
+        *,
+        cwd: Path,
+        limits: ProcessLimits,
+        on_stdout_line: Callable[[str], None],
+    ) -> ProcessResult:
+        """As `run_process`, for a function in a copy of this process; see `program.run_forked`."""
+        self._refuse_elsewhere("run_forked")
+        self._line.raise_if_due()
+        with self._line.reading():
+            result = run_forked(
+                function,
+                cwd=cwd,
+                limits=limits,
+                on_stdout_line=on_stdout_line,
+                bell=self._line,
+                kill_grace_s=self._assignment.kill_grace_s,
+            )
+        if result is None:
+            self.check_soft_limit()
+            raise AssertionError("a process was ended for a soft limit that has not passed")
+        return result
 
     def publish(self, path: Path) -> AbstractContextManager[Path]:
         """See JobContext. The temporary name keeps the suffix of `path`: many programs go by it.

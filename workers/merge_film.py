@@ -45,6 +45,16 @@ class FilmLimits:
     full_decode: bool
 
 
+@dataclass(slots=True)
+class Cost:
+    """What FFmpeg took: the most memory of one, the processor time of all, and the time on the clock of the decoding
+    that verifies."""
+
+    peak_memory_bytes: int = 0
+    cpu_s: float = 0.0
+    decode_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Film:
     """A verified file in the work folder."""
@@ -55,8 +65,7 @@ class Film:
     probe: Probe
     gaps: tuple[str, ...]
     """One line for each gap in it, in order."""
-    peak_memory_bytes: int
-    """The most that one of its programs had."""
+    cost: Cost
 
 
 @dataclass
@@ -68,7 +77,7 @@ class FilmMaker:
     work: Path
     limits: FilmLimits
     _size_bytes: int = field(default=0, init=False)
-    _peak_memory_bytes: int = field(default=0, init=False)
+    _cost: Cost = field(default_factory=Cost, init=False)
     _progress: _Progress = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +100,7 @@ class FilmMaker:
         else:
             self._copy(list(zip(names, plan.durations_s, strict=True)), output.name, plan.total_s, (30, 70))
         merged = self._verify(output, probed, plan, runs)
-        return Film(output, plan, len(runs), merged, gaps, self._peak_memory_bytes)
+        return Film(output, plan, len(runs), merged, gaps, self._cost)
 
     def _lay_out(
         self, runs: Sequence[Run], collected: Mapping[str, Collected], missing: Mapping[str, str]
@@ -201,7 +210,8 @@ class FilmMaker:
         ended = self.job.run_process(
             argv, cwd=self.work, env=ffmpeg.ENVIRONMENT, limits=limits, on_stdout_line=on_line
         )
-        self._peak_memory_bytes = max(self._peak_memory_bytes, ended.peak_memory_bytes)
+        self._cost.peak_memory_bytes = max(self._cost.peak_memory_bytes, ended.peak_memory_bytes)
+        self._cost.cpu_s += ended.cpu_s
         return ended
 
     def _verify(self, output: Path, probed: Probe, plan: Plan, runs: Sequence[Run]) -> Probe:
@@ -214,7 +224,9 @@ class FilmMaker:
         _check_seekable(output)
         full = self.limits.full_decode or plan.encodes_picture
         argv = ffmpeg.decode_argv(self.limits.ffmpeg, output.name, full=full)
+        begun_s = time.monotonic()
         ended = self._ffmpeg(argv, DISK_SPARE_BYTES, plan.total_s, (75, 95), "decoding")
+        self._cost.decode_s = time.monotonic() - begun_s
         # A decoder complains on stderr and exits 0: it must be silent too.
         if ended.returncode != 0 or ended.stderr_tail.strip():
             said = ended.stderr_tail.strip()[-500:]

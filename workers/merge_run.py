@@ -32,7 +32,7 @@ from zq.workers.merge_files import (
     sweep_work_folders,
     work_folder,
 )
-from zq.workers.merge_film import DISK_SPARE_BYTES, OUTPUT_FACTOR, Film, FilmLimits, FilmMaker
+from zq.workers.merge_film import DISK_SPARE_BYTES, OUTPUT_FACTOR, Cost, Film, FilmLimits, FilmMaker
 from zq.workers.merge_marker import (
     Input,
     Marker,
@@ -85,7 +85,8 @@ class MergeSettings:
 class MergeResult:
     """`already`: an earlier attempt had done it. `seconds` is the wall time of this attempt.
 
-    `peak_memory_bytes`: the most that the slot and one program of the merge had, added; `gaps` has a line for each.
+    `decode_s` is that part of it in which the verification decoded. `peak_memory_bytes`: the most that the slot and one
+    FFmpeg had, added; `ffmpeg_cpu_s`: processor time of all its FFmpegs. `gaps` has a line for each.
     """
 
     video: str
@@ -98,6 +99,8 @@ class MergeResult:
     size_bytes: int
     seconds: float
     already: bool
+    decode_s: float = 0.0
+    ffmpeg_cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     gaps: tuple[str, ...] = ()
 
@@ -130,7 +133,7 @@ class _Merge:
         self.request = request
         self.settings = settings
         self.started_s = time.monotonic()
-        self.program_peak_bytes = 0
+        self.cost = Cost()
 
     def run(self) -> MergeResult:
         request = self.request
@@ -227,7 +230,9 @@ class _Merge:
             size_bytes=marker.output_size_bytes,
             seconds=round(time.monotonic() - self.started_s, 3),
             already=already,
-            peak_memory_bytes=own_kib * 1024 + self.program_peak_bytes,
+            decode_s=round(self.cost.decode_s, 3),
+            ffmpeg_cpu_s=round(self.cost.cpu_s, 3),
+            peak_memory_bytes=own_kib * 1024 + self.cost.peak_memory_bytes,
             gaps=marker.gaps,
         )
 
@@ -264,7 +269,7 @@ class _Merge:
         earlier: Marker | None,
     ) -> MergeResult:
         """Publish a verified film, if the segments are still those it was made of and nobody was faster."""
-        self.program_peak_bytes = film.peak_memory_bytes
+        self.cost = film.cost
         self._check_unchanged(collected, earlier)
         # Another attempt at the same recording may have been faster.
         earlier = find_marker(self.request.target, self.request.exam_id, self.request.student_id)

@@ -17,12 +17,15 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Final, NoReturn, Protocol
 
 from zq.context import ProcessLimits, ProcessResult
+from zq.workers.channel import DOORBELL
 from zq.workers.process import die_with_parent, idle_io, key_of, living_below, refuse_new_privileges, send_signal
 
 LINE_BYTES_MAX: Final = 64 << 10
@@ -139,6 +142,94 @@ def _start(
     return _Running(process, on_stdout_line, on_stderr_line, feed_stdin)
 
 
+def run_forked(
+    function: Callable[[], int],
+    *,
+    cwd: Path,
+    limits: ProcessLimits,
+    on_stdout_line: Callable[[str], None],
+    bell: Bell,
+    kill_grace_s: float,
+) -> ProcessResult | None:
+    """As `run_program`, with a copy of this process in which `function` runs and gives the exit code.
+
+    For what would cost more to start than to do. What it prints are the lines; it has no other open file of this
+    process. Whatever it raises ends it with code 1 and the traceback on standard error.
+    """
+    process = _Forked(function, cwd, _enter(limits))
+    with _Running(process, on_stdout_line, None, ()) as running:
+        return running.wait(bell, kill_grace_s)
+
+
+class _Forked:
+    """A forked child, with as much of `subprocess.Popen` as `_Running` needs."""
+
+    def __init__(self, function: Callable[[], int], cwd: Path, enter: Callable[[], None]) -> None:
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        # What is still in their buffers is this process's and would be written twice.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_child(function, cwd, enter, out_write, err_write)
+        os.close(out_write)
+        os.close(err_write)
+        self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = os.fdopen(out_read, "rb", buffering=0)
+        self.stderr: IO[bytes] | None = os.fdopen(err_read, "rb", buffering=0)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self._reap(os.WNOHANG)
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self._reap(0)
+        return self.returncode or 0
+
+    def _reap(self, options: int) -> None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:
+            self.returncode = 0
+            return
+        if pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def _be_child(function: Callable[[], int], cwd: Path, enter: Callable[[], None], out: int, err: int) -> NoReturn:
+    code = 1
+    try:
+        enter()
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.chdir(cwd)
+        for signum in (signal.SIGTERM, signal.SIGINT, DOORBELL):
+            signal.signal(signum, signal.SIG_DFL)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it lives as long as the process
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        code = function()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # Nothing of this process's own may happen at the end: it is the parent's to do.
+        os._exit(code)
+
+
 def _enter(limits: ProcessLimits) -> Callable[[], None]:
     """What the new process does before exec. Everything is computed here, before the fork."""
     parent_pid = os.getpid()
@@ -180,7 +271,7 @@ class _Running:
     """The program while it runs: one loop over its pipes, its end and the bell."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], on_line: Callable[[str], None] | None,
+        self, process: subprocess.Popen[bytes] | _Forked, on_line: Callable[[str], None] | None,
         on_stderr_line: Callable[[str], None] | None, feed: Sequence[Path],
     ) -> None:  # fmt: skip
         self._process = process
@@ -286,7 +377,7 @@ class _Running:
                 send_signal(key, signal.SIGKILL)
 
     def _end(self) -> ProcessResult:
-        peak_memory_bytes = self._reap()
+        peak_memory_bytes, cpu_s = self._reap()
         for pipe, take in ((self._process.stdout, self._take_stdout), (self._process.stderr, self._take_stderr)):
             if pipe is not None and not pipe.closed:
                 with contextlib.suppress(BlockingIOError):
@@ -297,18 +388,18 @@ class _Running:
             if lines is not None:
                 lines.end()
         stderr_tail = self._stderr_tail.decode("utf-8", "replace")
-        return ProcessResult(self._process.wait(), stderr_tail, peak_memory_bytes)
+        return ProcessResult(self._process.wait(), stderr_tail, peak_memory_bytes, cpu_s)
 
-    def _reap(self) -> int:
-        """The most memory the program had, by the kernel's own account, which Popen would forget; 0: not known."""
+    def _reap(self) -> tuple[int, float]:
+        """Memory and CPU seconds of the program by the kernel's account, which Popen would forget; 0: not known."""
         if self._process.returncode is not None:  # a signal to it came too late, and Popen saw that
-            return 0
+            return 0, 0.0
         try:
             _, status, usage = os.wait4(self._process.pid, 0)
         except ChildProcessError:  # the task reaps everything itself
-            return 0
+            return 0, 0.0
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * 1024
+        return usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
 
 
 class _Lines:

@@ -22,6 +22,8 @@ class ProcessResult:
     """The last 8 KiB of its standard error, undecodable bytes replaced."""
     peak_memory_bytes: int = 0
     """The most memory it had at once; not less than what its slot had when it was started."""
+    cpu_s: float = 0.0
+    """Processor time that it and what it waited for have used."""
 
 
 @dataclass(frozen=True)

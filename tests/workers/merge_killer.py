@@ -15,6 +15,7 @@ import psutil
 
 from zq.workers import merge, merge_run
 from zq.workers.job_context import SlotJob
+from zq.workers.recording_fate import RecordingFate
 
 ORDER = Path(os.environ["MERGE_KILLER"])
 
@@ -44,14 +45,18 @@ def _before(owner: Any, name: str, step: str) -> None:
     setattr(owner, name, wrapped)
 
 
-def _progress(job: SlotJob, done: float, total: float, message: str = "") -> None:
-    _real_progress(job, done, total, message)
-    reached(message.partition(",")[0])
+def _after_progress() -> None:
+    real = SlotJob.progress
+
+    def wrapped(job: SlotJob, done: float, total: float, message: str = "") -> None:
+        real(job, done, total, message)
+        reached(message.partition(",")[0])
+
+    setattr(SlotJob, "progress", wrapped)  # noqa: B010 - mypy will not have an assignment to a method
 
 
-_real_progress = SlotJob.progress
-SlotJob.progress = _progress  # type: ignore[method-assign]
+_after_progress()
 _before(SlotJob, "still_mine", "before the rename")
 _before(merge_run, "place_marker", "after the rename")
-_before(merge.RecordingFate, "merged", "before the store is told")
+_before(RecordingFate, "merged", "before the store is told")
 _before(merge, "submit", "before the trash is due")
