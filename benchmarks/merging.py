@@ -33,7 +33,8 @@ from zq.workers.ffmpeg import find_ffmpeg
 
 PARTS = ("hour", "linear", "crowd")
 CLIP_S = 60
-VP8 = ("-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-g", "100", "-b:v", "430k", "-minrate", "430k")
+VP8 = ("-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-g", "100", "-b:v", "400k")
+OPUS = ("-c:a", "libopus", "-b:a", "24k", "-ac", "1")
 WAIT_S = 3600.0
 
 
@@ -112,8 +113,9 @@ def ffmpeg(*arguments: str) -> None:
 
 def make_clip(path: Path, seconds: int, *options: str) -> None:
     """A recording that looks like a screen: most of it still, some of it not."""
-    source = f"testsrc2=size=1280x720:rate=5:duration={seconds}"
-    ffmpeg("-f", "lavfi", "-i", source, *VP8, *options, str(path))
+    picture = f"testsrc2=size=1280x720:rate=5:duration={seconds}"
+    sound = f"sine=frequency=300:duration={seconds}"
+    ffmpeg("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, *VP8, *OPUS, *options, str(path))
 
 
 def make_hour(folder: Path, hours: float) -> bytes:

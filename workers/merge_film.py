@@ -222,7 +222,7 @@ class FilmMaker:
             raise OutputWrong(f"the merged file cannot be read: {bad.problem}") from None
         check_merge(probed, merged, plan, runs)
         _check_seekable(output)
-        full = self.limits.full_decode or plan.encodes_picture
+        full = self.limits.full_decode or plan.encoding is not None
         argv = ffmpeg.decode_argv(self.limits.ffmpeg, output.name, full=full)
         begun_s = time.monotonic()
         ended = self._ffmpeg(argv, DISK_SPARE_BYTES, plan.total_s, (75, 95), "decoding")
@@ -289,7 +289,8 @@ def _check_seekable(output: Path) -> None:
     kind = Container(output.suffix[1:])
     handle = open_regular(output)
     try:
-        found = walk(handle, os.fstat(handle).st_size, kind)
+        # Every packet in it has been read: its outline is enough.
+        found = walk(handle, os.fstat(handle).st_size, kind, into_clusters=False)
     finally:
         os.close(handle)
     if found.bad_at is not None or not found.whole:

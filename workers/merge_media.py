@@ -72,14 +72,24 @@ class Structure:
 NOT_CONTINUED = "the bytes do not continue the recording before them"
 
 
-def walk(handle: int, size_bytes: int, container: Container) -> Structure:
-    """Check the structure of an open file from its first byte to its last. Raises OSError only."""
+def walk(handle: int, size_bytes: int, container: Container, *, into_clusters: bool = True) -> Structure:
+    """Check the structure of an open file from its first byte to its last. Raises OSError only.
+
+    Not `into_clusters`: those of a WebM that say their size are taken at their word.
+    """
 
     def read(offset: int, length: int) -> bytes:
         return os.pread(handle, length, offset)
 
-    walker = {Container.MP4: _walk_boxes, Container.MPEG_TS: _walk_ts, Container.AVI: _walk_riff}
-    return walker.get(container, _walk_ebml)(read, size_bytes)
+    match container:
+        case Container.MP4:
+            return _walk_boxes(read, size_bytes)
+        case Container.MPEG_TS:
+            return _walk_ts(read, size_bytes)
+        case Container.AVI:
+            return _walk_riff(read, size_bytes)
+        case _:
+            return _walk_ebml(read, size_bytes, into_clusters=into_clusters)
 
 
 _Reader = Callable[[int, int], bytes]
@@ -91,6 +101,7 @@ _IN_SEGMENT = frozenset(
 )
 _IN_CLUSTER = frozenset({0xE7, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0x5854, 0xEC, 0xBF})
 _BLOCKS = frozenset({0xA3, 0xA0})
+_HEAD_WINDOW_BYTES = 4096
 _WINDOW_BYTES = 1 << 20
 _HEAD_MAX = 12
 """The longest identifier and the longest size."""
@@ -109,14 +120,14 @@ def vint(head: bytes, at: int, *, marker: bool, width_max: int) -> tuple[int, in
     return (value if marker else value & ((1 << (7 * width)) - 1)), width
 
 
-def _walk_ebml(read: _Reader, size_bytes: int) -> Structure:
+def _walk_ebml(read: _Reader, size_bytes: int, *, into_clusters: bool) -> Structure:
     offset, whole_bytes, in_cluster, seen_segment = 0, 0, False, False
     blocks = cues_before = False
     window, start = b"", 0
     while offset < size_bytes:
         at = offset - start
         if at < 0 or at + _HEAD_MAX > len(window):
-            window, start, at = read(offset, _WINDOW_BYTES), offset, 0
+            window, start, at = read(offset, _WINDOW_BYTES if into_clusters else _HEAD_WINDOW_BYTES), offset, 0
         # Nearly all of a recording is short SimpleBlocks with sizes of one to three bytes; an hour has 100,000 of them.
         first = window[at + 1] if in_cluster and at + _HEAD_MAX <= len(window) and window[at] == 0xA3 else 0
         if first >= 0x80:
@@ -135,9 +146,9 @@ def _walk_ebml(read: _Reader, size_bytes: int) -> Structure:
             unknown_size = length == (1 << (7 * size[1])) - 1
             if not known or (unknown_size and ident not in (_SEGMENT, _CLUSTER)):
                 return Structure(offset, NOT_CONTINUED, whole_bytes=whole_bytes)
-            if ident in (_SEGMENT, _CLUSTER):
+            if ident == _SEGMENT or (ident == _CLUSTER and (into_clusters or unknown_size)):
                 length = 0
-        if ident in _BLOCKS:
+        if ident in _BLOCKS or ident == _CLUSTER:
             blocks = True
         elif ident == _CUES:
             cues_before = cues_before or not blocks

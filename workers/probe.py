@@ -58,6 +58,8 @@ class StreamProbe(msgspec.Struct, frozen=True):
     sample_rate_hz: _Count = 0
     layout: _Text = ""
     parameter_sets: _Count = 0
+    byte_stream: bool = False
+    """H.264 or HEVC with start codes, as in MPEG-TS and in Chromium's Matroska: a muxer frames it anew."""
 
 
 class FileProbe(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ read gives a line with "error" and ends the run, for nothing after it could be m
 
 from __future__ import annotations
 
+import array
 import hashlib
 import heapq
 import json
@@ -23,6 +24,9 @@ REORDER_MAX = 32
 """Frames may come out of order by this much (H.264 allows 16)."""
 ERROR_CHARS_MAX = 300
 SETS_MAX = 64
+HELD_MAX = 512
+HELD_BYTES_MAX = 1 << 20
+"""Packets are hashed so many at once."""
 _FORMATS = {"matroska": "matroska,webm", "mov": "mov,mp4", "mpegts": "mpegts", "avi": "avi"}
 _JUMP_BACK_S = 0.1
 _JUMP_AHEAD_S = 10.0
@@ -46,8 +50,10 @@ class _Clock:
 class _Stream:
     """One stream of one file, in constant memory."""
 
-    def __init__(self, stream: Any, total: Any, clock: _Clock) -> None:
-        self.total = total
+    def __init__(self, stream: Any, totals: tuple[Any, Any], clock: _Clock) -> None:
+        self.total, self.lengths = totals
+        self._held: list[Any] = []
+        self._held_bytes = 0
         self.base = stream.time_base
         self.scale = float(self.base)
         self.clock = clock
@@ -64,25 +70,40 @@ class _Stream:
         self._waiting: list[int] = []
         self._parameter_unit = _parameter_unit(stream) if clock.may_jump else None
 
-    def add(self, packet: Any) -> None:
-        payload = memoryview(packet)
-        # The length first, so that no other cut into packets gives the same hash.
-        self.total.update(len(payload).to_bytes(8, "big"))
-        self.total.update(payload)
+    def add(self, packet: Any, size: int) -> None:
+        """Count a packet of `size` bytes. Half of what a merge takes beside FFmpeg is spent here."""
+        self._held.append(packet)
+        self._held_bytes += size
+        if self._held_bytes >= HELD_BYTES_MAX or len(self._held) >= HELD_MAX:
+            self._hash()
         self.packets += 1
-        key = bool(packet.is_keyframe)
-        self.key_frames += key
+        key = packet.is_keyframe
+        if key:
+            self.key_frames += 1
         pts, dts = packet.pts, packet.dts
-        if pts is None:
-            pts = dts
+        duration = packet.duration or 0
+        if pts is not None and pts == dts and not self._waiting and not self.clock.may_jump:
+            # Nothing is out of order: sound, and the pictures of every recorder in a browser.
+            before = self._dts
+            if before is None:
+                self.first_pts = pts
+            elif pts <= before:
+                self.rising = False
+                self.first_pts = min(self.first_pts or 0, pts)
+            self._dts = self._popped = pts
+            if pts + duration >= self.last_end:
+                self.last_end, self.last_duration = pts + duration, duration
+            return
+        self._add_reordered(packet, pts if pts is not None else dts, dts, duration, key=key)
+
+    def _add_reordered(self, packet: Any, pts: int | None, dts: int | None, duration: int, *, key: bool) -> None:
         if pts is None:
             self.rising = False
             return
-        duration = max(0, packet.duration or 0)
         if self.clock.may_jump:
             pts, dts = self._on_one_clock(pts, dts, duration)
             if key and self._parameter_unit is not None and len(self.parameter_sets) < SETS_MAX:
-                self._note_parameters(bytes(payload[:4096]), *self._parameter_unit)
+                self._note_parameters(bytes(memoryview(packet)[:4096]), *self._parameter_unit)
         # Matroska stores no decoding times; of frames out of order the first ones have none.
         if dts is not None:
             self.rising = self.rising and (self._dts is None or dts > self._dts)
@@ -93,6 +114,13 @@ class _Stream:
         heapq.heappush(self._waiting, pts)
         if len(self._waiting) > REORDER_MAX:
             self._pop()
+
+    def _hash(self) -> None:
+        """The lengths as well, so that no other cut into packets gives the same hash."""
+        self.lengths.update(array.array("I", [packet.size for packet in self._held]).tobytes())
+        self.total.update(b"".join(self._held))
+        self._held.clear()
+        self._held_bytes = 0
 
     def _on_one_clock(self, pts: int, dts: int | None, duration: int) -> tuple[int, int | None]:
         if dts is None:
@@ -117,6 +145,7 @@ class _Stream:
         self._popped = pts
 
     def timing(self) -> dict[str, Any]:
+        self._hash()
         while self._waiting:
             self._pop()
         first = self.first_pts or 0
@@ -153,29 +182,34 @@ def _parameters(stream: Any) -> dict[str, Any]:
         "extradata": hashlib.sha256(extradata).hexdigest() if extradata else "",
     }
     if stream.type == "video":
-        return found | {"width_px": context.width, "height_px": context.height}
+        # In Matroska and MP4 the parameters begin with a 1; else they are a byte stream's, or stand in the pictures.
+        byte_stream = context.name in ("h264", "hevc") and extradata[:1] != b"\x01"
+        return found | {"width_px": context.width, "height_px": context.height, "byte_stream": byte_stream}
     return found | {"sample_rate_hz": context.sample_rate, "layout": context.layout.name}
 
 
-def probe(name: str, demuxer: str, totals: dict[str, Any]) -> dict[str, Any]:
+def probe(name: str, demuxer: str, totals: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS[demuxer]}
     with av.open(f"file:{name}", format=demuxer, options=options) as media:
         if len(media.streams) > STREAMS_MAX:
             raise ValueError(f"more than {STREAMS_MAX} streams")
         clock = _Clock(may_jump=demuxer == "mpegts")
-        streams = [_Stream(stream, totals.setdefault(stream.type, hashlib.sha256()), clock) for stream in media.streams]
+        streams = [
+            _Stream(stream, totals.setdefault(stream.type, (hashlib.sha256(), hashlib.sha256())), clock)
+            for stream in media.streams
+        ]
         known = len(streams)
         for packet in media.demux():
             if packet.stream_index >= known:
                 raise ValueError("a stream begins in the middle")
-            if packet.size:
-                streams[packet.stream_index].add(packet)
+            if size := packet.size:
+                streams[packet.stream_index].add(packet, size)
         described = [_parameters(s) | t.timing() for s, t in zip(media.streams, streams, strict=True)]
     return {"name": name, "streams": described}
 
 
 def main(path: str) -> int:
-    totals: dict[str, Any] = {}
+    totals: dict[str, tuple[Any, Any]] = {}
     av.logging.set_level(None)
     with open(path, encoding="ascii") as names:
         for line in names:
@@ -188,7 +222,8 @@ def main(path: str) -> int:
             print(json.dumps(answer), flush=True)
             if "error" in answer:
                 return 0
-    print(json.dumps({"totals": {kind: total.hexdigest() for kind, total in totals.items()}}), flush=True)
+    hashes = {kind: hashlib.sha256(a.digest() + b.digest()).hexdigest() for kind, (a, b) in totals.items()}
+    print(json.dumps({"totals": hashes}), flush=True)
     return 0
 
 

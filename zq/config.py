@@ -177,7 +177,7 @@ class MergeSection(Section, frozen=True):
     memory_limit_mib: Annotated[int, Meta(ge=0)] = 2048
     """Address space of one ffmpeg; 0 means no limit."""
     full_decode: bool = False
-    """Decode every frame when verifying, not just the key frames."""
+    """Decode every frame and all sound when verifying, not just the key frames; always done after encoding."""
     gaps: Annotated[str, Meta(pattern="^(refuse|merge)$")] = "refuse"
     """A recording with missing sequence numbers: refuse it, or merge what is there and report the gaps."""
     trash_keep_s: Annotated[float, Meta(ge=0)] = 86_400.0

@@ -250,6 +250,39 @@ def run(argv: list[str], options: dict[str, Any]) -> dict[str, Any]:
     return {"returncode": result.returncode, "stderr": result.stderr_tail, "lines": lines}
 
 
+def _look_around() -> int:
+    import resource
+
+    files = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+    print(os.getcwd(), files[:3], resource.getrlimit(resource.RLIMIT_CPU))
+    print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, len(os.listdir("/proc/self/fd")))
+    print("一", file=sys.stderr)
+    return 3
+
+
+def _raise() -> int:
+    raise LookupError("no luck")
+
+
+def _crash() -> int:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 0
+
+
+def _take_much() -> int:
+    return len(bytearray(1 << 30)) & 1
+
+
+@task
+def fork(what: str) -> dict[str, Any]:
+    lines: list[str] = []
+    job: Any = zq.current_job()
+    functions = {"look": _look_around, "raise": _raise, "crash": _crash, "take": _take_much}
+    limits = zq.ProcessLimits(cpu_s=7, memory_bytes=512 << 20)
+    result = job.run_forked(functions[what], cwd=Path("/"), limits=limits, on_stdout_line=lines.append)
+    return {"returncode": result.returncode, "stderr": result.stderr_tail, "lines": lines}
+
+
 @task
 def run_then_raise(argv: list[str]) -> None:
     result = zq.current_job().run_process(argv)

@@ -19,7 +19,12 @@ PICTURES = 24
 """In each source, with 88 packets of sound, over two seconds."""
 TICKS_OF_ONE = 100
 
-both = pytest.mark.parametrize("ffmpeg", FFMPEGS, ids=lambda p: Path(p).name)
+both = pytest.mark.parametrize(
+    "ffmpeg",
+    [FFMPEGS[0], *(pytest.param(other, marks=pytest.mark.long) for other in FFMPEGS[1:])],
+    ids=lambda p: Path(p).name,
+)
+"""One of them in the everyday tests."""
 
 COPY = ("-c", "copy")
 VP8 = ("-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M", "-c:a", "libopus", "-ac", "1")
@@ -185,6 +190,13 @@ def test_chunks_of_a_fragmented_mp4_are_joined(tmp_path: Path) -> None:
     recording = put(tmp_path, ".mp4", [whole[:third], whole[third : 2 * third], whole[2 * third :]])
     result = recording.merge()
     assert (result.strategy, result.frames, result.segments) == ("remux", 24, 3)
+
+
+@both
+def test_chromiums_h264_with_start_codes(tmp_path: Path, ffmpeg: str) -> None:
+    chunks = [path.read_bytes() for path in sorted((MEDIA / "chromium-h264").iterdir())]
+    result = put(tmp_path, ".webm", chunks).merge(ffmpeg=ffmpeg)
+    assert (result.strategy, result.runs, result.frames, Path(result.video).suffix) == ("concat", 2, 81, ".mkv")
 
 
 @pytest.mark.parametrize(("doctype", "suffix"), [(b"webm\0\0\0\0", ".mp4"), (b"matroska", ".mkv")])

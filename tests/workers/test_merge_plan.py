@@ -179,6 +179,16 @@ ENCODED = planned(both(), SILENT)
 OTHER = {"video": "v", "audio": "anew"}
 
 
+def test_where_the_bytes_are_framed_anew_every_packet_is_counted() -> None:
+    probed = Probe((both(video={"codec": "h264", "byte_stream": True}), both()), PAYLOAD)
+    check_merge(probed, Probe((GOOD,), PAYLOAD | {"video": "framed"}), COPIED, RUNS)
+    with pytest.raises(OutputWrong, match="audio packets are not those"):
+        check_merge(probed, Probe((GOOD,), PAYLOAD | {"audio": "x"}), COPIED, RUNS)
+    fewer = both(video={"packets": 199, "end_s": 4.0}, audio={"packets": 100, "end_s": 3.9})
+    with pytest.raises(OutputWrong, match="199 of 200"):
+        check_merge(probed, Probe((fewer,), PAYLOAD), COPIED, RUNS)
+
+
 def test_sound_that_was_filled_up_lasts_to_the_end() -> None:
     probed = Probe((both(), SILENT), PAYLOAD)
     check_merge(probed, Probe((GOOD,), OTHER), ENCODED, RUNS)

@@ -315,6 +315,24 @@ def test_run_process_memory_limit_holds(shared: Driver) -> None:
     assert "MemoryError" in value["stderr"]
 
 
+def test_run_process_yields_the_disk_to_others(shared: Driver) -> None:
+    code = "import psutil; print(int(psutil.Process().ionice().ioclass))"
+    assert shared.value("run", [PYTHON, "-c", code], {"limits": {"idle_io": True}})["lines"] == ["3"]
+
+
+def test_a_fork_of_the_slot_is_as_bounded_as_a_program(shared: Driver) -> None:
+    value = shared.value("fork", "look")
+    # Its own three, and the one that lists them.
+    assert value["lines"] == ["/ [0, 1, 2] (7, 8)", "True 4"]
+    assert (value["returncode"], value["stderr"]) == (3, "一\n")
+    raised = shared.value("fork", "raise")
+    assert (raised["returncode"], raised["lines"]) == (1, [])
+    assert "LookupError: no luck" in raised["stderr"]
+    assert shared.value("fork", "crash")["returncode"] == -11
+    assert "MemoryError" in shared.value("fork", "take")["stderr"]
+    assert shared.value("echo", 1) == [[1], {}]
+
+
 def test_run_process_takes_no_shell_text(shared: Driver) -> None:
     assert "not one text" in shared.run("run", "echo hello", {}).error
     assert shared.value("run", ["echo", "$HOME; true"], {})["lines"] == ["$HOME; true"]
