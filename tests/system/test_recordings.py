@@ -20,9 +20,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.web.browser import PROGRAM, browser
 
 from tests.ports import free_port
-from tests.web.browser import PROGRAM, browser
 from tests.workers.merge_recordings import CASES, MEDIA, lay_out, packets, ticks
 from zq.workers.merge_trash import trash_folder
 
