@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_gone, wait_until
 from tests.workers.merge_recordings import FFMPEGS, Recording, lay_out
-from tests.workers.worker_system import DEADLINE_S, System, kill, wait_gone, wait_until
+from tests.workers.worker_system import DEADLINE_S, System, kill
 from zq.client.job import Job
 from zq.exams.merging import QUEUE, TASK
 from zq.protocol.job import State
