@@ -16,6 +16,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from zq.web.problems import CONTENT_TYPE, Problem
 
+READ_BYTES = 64 << 10
+"""Taken from a connection at once. asyncio's quarter of a megabyte, for each of thousands of uploads, would be
+gigabytes, and a heartbeat would wait until all of it has been read."""
 LINGER_S = 2.0
 """How long what is left of a refused body is taken and thrown away, so that the client can read the refusal: closing
 at once would reset the connection under it."""
@@ -32,28 +35,42 @@ class Bounds:
 
 def protocol_with(bounds: Bounds) -> type[HttpToolsProtocol]:
     """The class for uvicorn's `http`, which makes one of it for each connection."""
-    return type("Protocol", (BoundedProtocol,), {"bounds": bounds})
+    return type("Protocol", (BoundedProtocol,), {"bounds": bounds, "idle": {}})
 
 
 class BoundedProtocol(HttpToolsProtocol):
     bounds: ClassVar[Bounds]
+    idle: ClassVar[dict[BoundedProtocol, None]]
+    """Connections that wait for their next request, the longest idle first."""
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.bounds.max_connections:
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+        if len(self.connections) > self.bounds.max_connections and not self._make_room():
             full = f"{self.bounds.max_connections} connections are open, the bound set for this server; try again"
             self._refuse(Problem(503, "busy", full, retry_after_s=1))
             return
         self._arm(self.bounds.header_timeout_s, self._header_too_slow)
 
+    def _make_room(self) -> bool:
+        """Who comes now is worth more than who may come back: its client opens a new connection then."""
+        if not self.idle:
+            return False
+        longest = next(iter(self.idle))
+        del self.idle[longest]
+        longest._close()
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.pop(self, None)
         self._disarm()
         self._disarm_write()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
+        self.idle.pop(self, None)
         super().on_message_begin()
         self._arm(self.bounds.header_timeout_s, self._header_too_slow)
 
@@ -66,6 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if unread:
             self._arm(LINGER_S, self._close)
+        elif self.cycle.response_complete and not self.transport.is_closing():
+            self.idle[self] = None
 
     def on_message_complete(self) -> None:
         answered = self.cycle.response_complete

@@ -28,7 +28,7 @@ from zq.web.callers import caller_of, client_ip
 from zq.web.exam_views import SegmentView
 from zq.web.exams import ExamRoutes
 from zq.web.forms import Form, read_form, read_upload
-from zq.web.intake import Declared, Intake
+from zq.web.intake import Declared, Intake, gather_bytes
 from zq.web.operations import Operation
 from zq.web.problems import Problem, invalid
 from zq.web.services import Services, now_ms
@@ -135,16 +135,21 @@ class ExamClientRoutes:
 
     async def client_recording(self, request: Request) -> Response:
         web = self._services.config.web
-        form = await read_upload(
-            request,
-            self._services.config.storage_path,
-            max_file_bytes=web.max_segment_mib << 20,
-            timeout_s=web.body_timeout_s,
-        )
+        self._services.uploads += 1
         try:
-            stored = await self._keep(request, form)
+            form = await read_upload(
+                request,
+                self._services.config.storage_path,
+                max_file_bytes=web.max_segment_mib << 20,
+                timeout_s=web.body_timeout_s,
+                memory_bytes=gather_bytes(self._services.uploads),
+            )
+            try:
+                stored = await self._keep(request, form)
+            finally:
+                form.close()
         finally:
-            form.close()
+            self._services.uploads -= 1
         return json_response(
             ClientUpload(
                 message="stored", filename=stored.name, size=stored.size_bytes, sha256=stored.sha256,

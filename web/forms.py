@@ -26,6 +26,7 @@ FIELD_BYTES_MAX: Final = 8 << 10
 FORM_BYTES_MAX: Final = 64 << 10
 """A form without a file, and what a form with one may have beside it."""
 IN_MEMORY_BYTES: Final = 256 << 10
+"""Of a file, where its reader does not say otherwise."""
 READ_BYTES: Final = 512 << 10
 
 _KINDS = "application/json, application/x-www-form-urlencoded or multipart/form-data"
@@ -34,8 +35,10 @@ _KINDS = "application/json, application/x-www-form-urlencoded or multipart/form-
 class Spool:
     """The bytes of a file until it is known where they go. Close it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory_bytes: int = IN_MEMORY_BYTES) -> None:
+        """In memory it keeps up to `memory_bytes`."""
         self._folder = folder
+        self._memory_bytes = memory_bytes
         self._waiting = bytearray()
         self._file: BinaryIO | None = None
         self.size_bytes = 0
@@ -43,7 +46,7 @@ class Spool:
     async def write(self, part: bytes) -> None:
         self._waiting += part
         self.size_bytes += len(part)
-        if len(self._waiting) >= IN_MEMORY_BYTES:
+        if len(self._waiting) >= self._memory_bytes:
             await in_thread(self._write)
 
     def _write(self) -> None:
@@ -132,8 +135,11 @@ def _pairs(text: str) -> dict[str, str]:
         raise Problem(400, "malformed", f"this is not a form in UTF-8 of at most {FIELDS_MAX} fields") from None
 
 
-async def read_upload(request: Request, folder: Path, *, max_file_bytes: int, timeout_s: float) -> Form:
-    """A multipart form with at most one file of `max_file_bytes`, which is kept in `folder` meanwhile. Close the form.
+async def read_upload(
+    request: Request, folder: Path, *, max_file_bytes: int, timeout_s: float, memory_bytes: int = IN_MEMORY_BYTES
+) -> Form:
+    """A multipart form with at most one file of `max_file_bytes`; beyond `memory_bytes` it is kept in a file without a
+    name in `folder` meanwhile. Close the form.
 
     Raises Problem: 400, 408, 413, 415, 422, 503; ClientDisconnect.
     """
@@ -146,7 +152,7 @@ async def read_upload(request: Request, folder: Path, *, max_file_bytes: int, ti
         )
     except MultipartError as error:
         raise _malformed(error) from None
-    reader = _Reader(folder, max_file_bytes)
+    reader = _Reader(folder, max_file_bytes, memory_bytes)
     parts = chunks(
         request,
         max_bytes=max_file_bytes + FORM_BYTES_MAX,
@@ -172,8 +178,9 @@ def _malformed(error: MultipartError) -> Problem:
 
 
 class _Reader:
-    def __init__(self, folder: Path, max_file_bytes: int) -> None:
+    def __init__(self, folder: Path, max_file_bytes: int, memory_bytes: int) -> None:
         self.form = Form()
+        self._memory_bytes = memory_bytes
         self._folder = folder
         self._max_file_bytes = max_file_bytes
         self._here: MultipartSegment | None = None
@@ -200,7 +207,7 @@ class _Reader:
             raise invalid(f"#/{segment.name:.80}", "the form has more than one file; send one")
         if not self._max_file_bytes:
             raise invalid(f"#/{segment.name:.80}", "this form has no file")
-        self.form.file = Spool(self._folder)
+        self.form.file = Spool(self._folder, self._memory_bytes)
         self.form.file_field, self.form.file_name = segment.name or "", segment.filename or ""
 
     async def _more(self, part: bytes) -> None:

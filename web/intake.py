@@ -26,7 +26,10 @@ from zq.web.problems import Problem
 from zq.web.services import Services, now_ms
 
 WRITE_BYTES: Final = 512 << 10
-"""Gathered before a thread is asked to write: fewer hand-overs, and still little memory for each upload."""
+"""Gathered before a thread is asked to write, at most: fewer hand-overs."""
+WRITE_BYTES_MIN: Final = 32 << 10
+GATHERED_BYTES: Final = 64 << 20
+"""Of all uploads together. Thousands come at once when a network is back; each then writes smaller pieces."""
 BYTES_PER_S_MIN: Final = 16 << 10
 """A body that comes at this rate or faster may take longer than `web.body_timeout_s`."""
 
@@ -56,6 +59,7 @@ class Intake:
         """Store the segment that `parts` brings, durably. Raises ExamError, Problem and what `parts` raises; then
         nothing of it is left."""
         merged, writer = await in_thread(self._open, exam_id, student_id, name, declared)
+        self._services.uploads += 1
         try:
             waiting: list[bytes] = []
             waiting_bytes = 0
@@ -65,7 +69,7 @@ class Intake:
                 waiting_bytes += len(part)
                 if merged is not None:
                     digest.update(part)
-                if waiting_bytes >= WRITE_BYTES:
+                if waiting_bytes >= gather_bytes(self._services.uploads):
                     await in_thread(_write, writer, waiting)
                     waiting, waiting_bytes = [], 0
             if merged is not None and merged.sha256 == digest.hexdigest():
@@ -74,6 +78,7 @@ class Intake:
                 return SegmentView(name=name, size_bytes=size_bytes, sha256=merged.sha256, created=False)
             stored, student = await in_thread(self._commit, writer, waiting, exam_id, student_id, name, declared)
         finally:
+            self._services.uploads -= 1
             await in_thread(writer.abort)
         self._services.heartbeats.learn(exam_id, student_id)
         self._services.heartbeats.add(exam_id, student_id, at_ms=now_ms(), ip=ip)
@@ -121,6 +126,11 @@ class Intake:
                 raise Problem(503, "unavailable", detail, retry_after_s=5) from error
         view = SegmentView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, created=stored.created)
         return view, self._services.store.get_student(exam_id, student_id)
+
+
+def gather_bytes(uploads: int) -> int:
+    """How much each of so many uploads may gather before it is written."""
+    return min(WRITE_BYTES, max(WRITE_BYTES_MIN, GATHERED_BYTES // max(1, uploads)))
 
 
 def _write(writer: SegmentWriter, parts: list[bytes]) -> None:

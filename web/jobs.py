@@ -64,7 +64,9 @@ class JobRoutes:
         wait_s = _wait_s(request)
         client = self._services.client
         if wait_s > 0:
-            await self._services.until_gone(request, client.wait(job_id, wait_s))
+            # A wait that got no answer is over, no more: whether the broker is away is told by the next question.
+            with contextlib.suppress(Unavailable):
+                await self._services.until_gone(request, client.wait(job_id, wait_s))
         detail = await client.detail(job_id)
         why = None
         if detail.job.state in WAITING:

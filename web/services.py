@@ -52,6 +52,8 @@ class Services:
         window_ms = round(config.web.idempotency_s * 1000)
         self._answer_book = AnswerBook(config.data_path / "http.db", window_ms)
         self.answers = AnswerKeeper(self._answer_book)
+        self.uploads = 0
+        """Segments that are being taken in just now."""
         self.stopping = asyncio.Event()
         """Set when the server was told to stop: no new waiting. Requests under way still end."""
         self.events = EventFeed(lambda: self.client)

@@ -140,7 +140,12 @@ def load_command(
     if url is None:
         _check_room(config, exam_load.needed_bytes(plan, len(segment)))
     run = exam_load.Load(plan, segment, lambda text: click.echo(text, err=True))
-    asyncio.run(run.run())
+    stopped = False
+    try:
+        asyncio.run(run.run())
+    except KeyboardInterrupt:
+        stopped = True
+        click.echo("stopped: what was seen until then, and nothing was looked up", err=True)
     facts = {
         "exam": plan.exam_id, "students": students, "minutes": minutes, "heartbeat_s": heartbeat_s,
         "segment_s": segment_s, "segment_bytes": len(segment) + exam_load.TAIL_BYTES,
@@ -151,6 +156,8 @@ def load_command(
     else:
         for line in lines(found):
             click.echo(line)
+    if stopped:
+        raise click.Abort
     if not found["ok"]:
         raise exam_load.LoadError(f"exam {plan.exam_id} did not go as it must")
 

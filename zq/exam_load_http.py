@@ -32,26 +32,38 @@ class Connection(asyncio.Protocol):
         self._can_write = asyncio.Event()
 
     async def ask(self, head: bytes, body: Sequence[bytes] = (), timeout_s: float = 60.0) -> Answer:
-        """`head` is the whole header with its Content-Length. Raises OSError (Cut), TimeoutError."""
+        """`head` is the whole header with its Content-Length. Raises OSError (Cut), TimeoutError.
+
+        A server may close an idle connection just when a request is on its way. As every client does, the request is
+        then sent once more, on a new one.
+        """
+        used = self._transport is not None
         try:
             async with asyncio.timeout(timeout_s):
-                if self._transport is None:
-                    loop = asyncio.get_running_loop()
-                    self._can_write.set()
-                    await loop.create_connection(lambda: self, self._host, self._port)
-                assert self._transport is not None
-                self._seen.clear()
-                self._answer = asyncio.get_running_loop().create_future()
-                self._transport.write(head)
-                for part in body:
-                    await self._can_write.wait()
-                    if self._answer.done():
-                        break  # refused before all of it was sent
-                    self._transport.write(part)
-                return await self._answer
+                try:
+                    return await self._ask(head, body)
+                except ConnectionError:
+                    if not used or self._seen:
+                        raise
+                self.close()
+                return await self._ask(head, body)
         except BaseException:
             self.close()
             raise
+
+    async def _ask(self, head: bytes, body: Sequence[bytes]) -> Answer:
+        try:
+            if self._transport is None:
+                self._can_write.set()
+                await asyncio.get_running_loop().create_connection(lambda: self, self._host, self._port)
+            self._seen.clear()
+            self._answer = asyncio.get_running_loop().create_future()
+            for part in (head, *body):
+                await self._can_write.wait()
+                if self._answer.done() or self._transport is None:
+                    break  # refused before all of it was sent
+                self._transport.write(part)
+            return await self._answer
         finally:
             self._answer = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -54,10 +55,20 @@ class Script:
 
     def __init__(self, answers: list[tuple[bytes, bool]]) -> None:
         self._answers = answers
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def ended(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+    def start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.create_task(self.serve(reader, writer)))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while self._answers:
-            await reader.readuntil(b"\r\n\r\n")
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break
             answer, closes = self._answers.pop(0)
             for at in range(0, len(answer), 7):
                 writer.write(answer[at : at + 7])
@@ -65,6 +76,8 @@ class Script:
             if closes:
                 break
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def test_a_connection_reads_answers_in_pieces_and_opens_itself_anew() -> None:
@@ -74,7 +87,7 @@ def test_a_connection_reads_answers_in_pieces_and_opens_itself_anew() -> None:
 
     async def talk() -> list[Answer | str]:
         script = Script([(none, False), (whole, True), (whole, False), (cut, True)])
-        server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(script.start, "127.0.0.1", 0)
         connection = Connection("127.0.0.1", server.sockets[0].getsockname()[1])
         heard: list[Answer | str] = []
         for _ in range(4):
@@ -87,9 +100,32 @@ def test_a_connection_reads_answers_in_pieces_and_opens_itself_anew() -> None:
                     await asyncio.sleep(0.001)
         connection.close()
         server.close()
+        await script.ended()
         return heard
 
     assert asyncio.run(talk()) == [Answer(204, b""), Answer(201, b"hello"), Answer(201, b"hello"), "cut"]
+
+
+def test_a_request_that_meets_a_close_is_sent_once_more_and_a_new_one_is_not() -> None:
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    async def talk() -> list[Answer | str]:
+        # Takes the request of a used connection, and hangs up without a word.
+        script = Script([(whole, False), (b"", True), (whole, False), (b"", True)])
+        server = await asyncio.start_server(script.start, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        connection, heard = Connection("127.0.0.1", port), list[Answer | str]()
+        for one in (connection, connection, Connection("127.0.0.1", port)):
+            try:
+                heard.append(await one.ask(b"POST / HTTP/1.1\r\n\r\n"))
+            except Cut:
+                heard.append("cut")
+        connection.close()
+        server.close()
+        await script.ended()
+        return heard
+
+    assert asyncio.run(talk()) == [Answer(200, b"ok"), Answer(200, b"ok"), "cut"]
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.web.conftest import Api, load, problem, write_config
 from tests.web.test_web_exams import STUDENT, files, folder, make_exam
 from zq.exams.segment_index import list_segments, read_index
-from zq.web.forms import FIELD_BYTES_MAX, FIELDS_MAX, IN_MEMORY_BYTES
+from zq.web.forms import FIELD_BYTES_MAX, FIELDS_MAX
+from zq.web.intake import WRITE_BYTES
 
 WHO = {"student_id": "s1", "exam_id": "math"}
 
@@ -103,7 +104,7 @@ def test_the_same_again_is_fine_and_other_bytes_are_kept_beside(old: Api) -> Non
 
 
 def test_a_file_before_the_fields_and_larger_than_what_is_held_in_memory(old: Api) -> None:
-    content = bytes(range(256)) * (IN_MEMORY_BYTES // 256 * 3 + 1)
+    content = bytes(range(256)) * (WRITE_BYTES // 256 * 3 + 1)
     parts = [("video", ("a.mp4", content)), *((name, (None, value)) for name, value in WHO.items())]
     stored = old("POST", "/api/screen_recording", files=parts).json()
     assert stored["sha256"] == hashlib.sha256(content).hexdigest()

@@ -18,7 +18,7 @@ from zq.client.aio import AsyncClient
 from zq.exams.model import Student
 from zq.exams.segment_index import list_segments, read_index
 from zq.exams.store import ExamStore
-from zq.web.intake import BYTES_PER_S_MIN
+from zq.web.intake import BYTES_PER_S_MIN, GATHERED_BYTES, WRITE_BYTES, WRITE_BYTES_MIN, gather_bytes
 from zq.web.services import now_ms
 
 STUDENT = "/v1/exams/math/students/s1"
@@ -326,6 +326,13 @@ def test_a_finish_during_an_upload_makes_the_segment_late(api: Api) -> None:
     assert recording["job_id"] != jobs[0]
     assert recording["state"] == "submitted"
     api("DELETE", f"/v1/jobs/{recording['job_id']}")
+
+
+def test_many_uploads_at_once_gather_less_each() -> None:
+    assert gather_bytes(1) == WRITE_BYTES
+    assert gather_bytes(10_000) == WRITE_BYTES_MIN
+    for uploads in (1, 50, 128, 129, 500, 2000):
+        assert uploads * gather_bytes(uploads) <= GATHERED_BYTES
 
 
 def test_a_slow_line_may_send_a_segment_as_long_as_it_goes_on(tmp_path: Path, broker_port: int) -> None:

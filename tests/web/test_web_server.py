@@ -239,6 +239,33 @@ def test_connections_are_bounded_and_come_back(web: Server) -> None:
         assert time.monotonic() < deadline
 
 
+def test_who_comes_takes_the_place_of_who_has_been_idle_longest(web: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        held: list[socket.socket] = []
+        while len(held) < CONNECTIONS:
+            connection = stack.enter_context(web.connect())
+            connection.sendall(web.head("GET", "/healthz"))
+            read_ok(connection)
+            held.append(connection)
+        held[0].sendall(web.head("GET", "/healthz"))
+        read_ok(held[0])
+        assert web.ask("GET", "/healthz")[0] == 200
+        assert read_all(held[1]) == b""
+        for connection in (held[0], held[2]):
+            connection.sendall(web.head("GET", "/healthz"))
+            read_ok(connection)
+
+
+def read_ok(connection: socket.socket) -> None:
+    """One whole answer of /healthz."""
+    heard = b""
+    while not heard.endswith(b"}"):
+        part = connection.recv(4096)
+        assert part
+        heard += part
+    assert heard.startswith(b"HTTP/1.1 200")
+
+
 def peak_kib(web: Server) -> int:
     status = Path(f"/proc/{web.process.process.pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
