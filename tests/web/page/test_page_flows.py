@@ -219,6 +219,28 @@ def test_a_recording_plays_and_seeks_by_ranges(scene: Scene, visit: Visit) -> No
     picture(page, "student")
 
 
+def test_what_is_typed_is_read_as_it_is_meant(visit: Visit) -> None:
+    page = visit("/jobs")
+
+    def of(module: str, call: str) -> Any:
+        return page.evaluate(f"import('/static/lib/{module}.js').then((m) => m.{call})")
+
+    nothing = {"queue": "", "task": "", "error": "", "where": []}
+    assert of("search", "parse('')") == nothing
+    assert of("search", "parse('merge')") == {**nothing, "task": "*merge*"}
+    assert of("search", "parse('zq.merge queue:视频')") == {**nothing, "task": "zq.merge", "queue": "视频"}
+    typed = 'error:"disk full" exam_id=49 "name=张 伟" state:dead'
+    read = {**nothing, "error": "disk full", "where": ["exam_id=49", "name=张 伟"]}
+    assert of("search", f"parse('{typed}')") == {**read, "state": "dead"}
+    assert of("search", f"parse(m.write(m.parse('{typed}')))") == read
+    assert of("search", "isId(' 0190A3C4-0000-7000-8000-000000000000 ')")
+    assert of("format", "duration(3725)") == "1 h 2 min"
+    told = [of("format", f"duration({s})") for s in (0, 0.02, 1.25, 59.7, 86400)]
+    assert told == ["0 ms", "20 ms", "1.3 s", "1 min", "1 d"]
+    assert of("format", "bytes(1536)") == "1.5 KiB"
+    assert of("format", "clockLength(3725)") == "1:02:05"
+
+
 def test_the_language_follows_the_browser_and_the_switch(scene: Scene, visit: Visit) -> None:
     page = visit("/dead", locale="zh-CN")
     expect(page.get_by_role("heading", level=1)).to_have_text("死信")

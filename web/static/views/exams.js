@@ -75,6 +75,11 @@ export function exam({ params, query }) {
     const students = first.students;
     let { next } = first;
     large = next !== null;
+    if (found.data === null && large) {
+      // The first of many pages is worth seeing while the others come.
+      found.data = { exam: first.exam, counts: first.counts, students };
+      update();
+    }
     while (next && students.length < STUDENTS_MAX) {
       const page = await ask(`${path}&after=${enc(next)}`, { signal });
       students.push(...page.students);

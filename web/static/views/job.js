@@ -25,7 +25,7 @@ export function job({ params }) {
 
   function changed() {
     update();
-    if (found.data && !stream && !closed) listen();
+    if (found.data && !stream && !closed && !document.hidden) listen();
     if (found.data?.job.state === "running") tick();
   }
 
@@ -65,7 +65,14 @@ export function job({ params }) {
     stream = null;
   }
 
+  // A browser has six connections for a server, for all its tabs: one that nobody looks at takes none.
+  function seen() {
+    if (document.hidden) stop();
+    else found.refresh();
+  }
+
   const act = async (action) => (await bulk(action, filterOf({ ids: [id] }))) !== undefined && found.refresh();
+  document.addEventListener("visibilitychange", seen);
   found.refresh();
   usage.refresh();
   return {
@@ -74,6 +81,7 @@ export function job({ params }) {
     picture: () => found.data && LIVE.has(found.data.job.state) && stream?.readyState !== EventSource.OPEN && found.soon(),
     close() {
       closed = true;
+      document.removeEventListener("visibilitychange", seen);
       clearTimeout(timer);
       stop();
       found.close();
