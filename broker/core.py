@@ -26,6 +26,7 @@ from zq.broker.orders import Orders
 from zq.broker.queries import Facts, Queries
 from zq.broker.records import Index, JobRow, state_prefix
 from zq.broker.registers import Registers
+from zq.broker.retention import Retention
 from zq.broker.sessions import VERBS, Identity, Session, Sessions, SessionState, full_name
 from zq.broker.submits import Submits
 from zq.broker.waiters import Waiter, Waiters
@@ -34,15 +35,13 @@ from zq.broker.why import why
 from zq.protocol import codec, limits
 from zq.protocol import messages as m
 from zq.protocol.errors import Code
-from zq.protocol.job import ENDED, LIVE, State, valid_name
+from zq.protocol.job import ENDED, State, valid_name
 from zq.protocol.messages import BrokerMessage, PeerMessage, Role
 
 FREEZE_MS = 5000
 """A longer gap between two calls of advance() means that the broker itself stood still; silence then proves nothing."""
 CHECK_EVERY_MS = 200
 """How often silence is looked for."""
-PURGE_EVERY_MS = 1000
-PURGE_JOBS = 200
 CLIENT_IDLE_MS = 600_000
 """A client's session is forgotten after this silence; its next message is answered by unknown_session."""
 IDLE_MS_MAX = 60_000
@@ -92,7 +91,7 @@ class Core:
         self._receipts: list[tuple[bytes, BrokerMessage]] = []
         """Go out last: whoever is to work is told before those who only have to know."""
         self._last_ms = now_ms
-        self._next_purge_ms = now_ms + PURGE_EVERY_MS
+        self.retention = Retention(self.book, settings.retention_ms, settings.retention_jobs, now_ms)
         self._next_check_ms = now_ms
         self._again = False
         self._handlers: dict[type, Callable[[Session, Any, int], None]] = {
@@ -159,10 +158,7 @@ class Core:
             self._drop_silent(now_ms)
             self.queues.watch(now_ms)
             self._waiters.expire(now_ms)
-        if now_ms >= self._next_purge_ms:
-            self._next_purge_ms = now_ms + PURGE_EVERY_MS
-            self._drop_results(now_ms)
-            self._forget_jobs(now_ms)
+        self.retention.turn(now_ms)
         self.room.promote(now_ms)
         for row in self.room.expire(now_ms):
             self._notify(row)
@@ -191,7 +187,9 @@ class Core:
     def wake_ms(self) -> int:
         """When advance() has something to do if no message comes: a broker time, at most a second ahead."""
         now_ms = self._last_ms
-        return now_ms if self._again else self.room.wake_ms(now_ms + 1000, now_ms)
+        if self._again:
+            return now_ms
+        return min(self.retention.next_ms, self.room.wake_ms(now_ms + 1000, now_ms))
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -412,37 +410,6 @@ class Core:
             self._refuse(session.peer, message.request, *answer)
         else:
             self._send(session, answer)
-
-    def _drop_results(self, now_ms: int) -> None:
-        """Drop results whose time is over, a few at a time: deletes need free pages too."""
-        for key, job_id in self.book.view.scan(Index.RESULT, b"", b"", PURGE_JOBS):
-            row = self.book.row(job_id)
-            if int.from_bytes(key[:8], "big") > now_ms:
-                break
-            if row is not None and row.result_until_ms > 0:
-                self.book.drop_result(row)
-
-    def _forget_jobs(self, now_ms: int) -> None:
-        """Forget ended jobs whose retention is over, or that are more than are kept; a few at a time."""
-        live = sum(c.by_state[s] for c in self.book.counts.values() for s in LIVE)
-        surplus = self.book.view.totals().rows - live - self.settings.retention_jobs
-        if surplus > 0:
-            left, ended_by_ms = min(PURGE_JOBS, surplus), now_ms
-        else:
-            left, ended_by_ms = PURGE_JOBS, max(0, now_ms - self.settings.retention_ms)
-        before = ended_by_ms.to_bytes(8, "big")
-        for name in self.book.counts:
-            for state in ENDED:
-                prefix = state_prefix(state, name)
-                for key, job_id in self.book.view.scan(Index.STATE, prefix, b"", left):
-                    row = self.book.row(job_id)
-                    if key[len(prefix) : len(prefix) + 8] > before:
-                        break
-                    if row is not None and row.state is state:
-                        self.book.forget(row)
-                        left -= 1
-                if left <= 0:
-                    return
 
     # ------------------------------------------------------------------------------------------ answers
 

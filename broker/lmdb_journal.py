@@ -65,6 +65,7 @@ from zq.broker.records import (
 )
 from zq.broker.upgrade import upgrade
 from zq.broker.wal import SIZE_BYTES, TAG_BYTES, LogDamaged, WriteAheadLog, make_log
+from zq.protocol import limits
 
 SETTLE_JOBS = 2048
 """Jobs whose steps wait in memory at most: bounds it, and the time of one settling."""
@@ -362,6 +363,10 @@ class LmdbJournal(LmdbView):
                 txn.cursor(db=tables[name]).putmulti(entries)
         events = [(event.number.to_bytes(8, "big"), encode(event)) for event in self._fresh_events]
         txn.cursor(db=tables["event"]).putmulti(events)
+        # As many as come may go, and then some: a million are kept, however many come in a second.
+        surplus = int(txn.stat(tables["event"])["entries"]) - limits.EVENTS_KEPT_MAX
+        if surplus > 0:
+            self._drop_events(min(surplus, 2 * len(events)))
         for name, value in self._fresh_facts.items():
             txn.put(name.encode(), value, db=tables["fact"])
         for queue in self._unsettled_counts:
@@ -400,12 +405,14 @@ class LmdbJournal(LmdbView):
         surplus = int(self._read().stat(self._tables["event"])["entries"]) - kept_max
         if surplus > 0:
             self._in_tables(lambda: self._drop_events(min(surplus, limit)))
+            self._log_since_ms = self._log_since_ms or self._time_ms
 
     def forget_hours(self, queue: str, before_ms: int, limit: int) -> None:
         """See Journal. Not logged either."""
         over = [row for row in self.hours(queue, 0, limit) if row.start_ms < before_ms and not row.live]
         if over:
             self._in_tables(lambda: self._drop_hours(over))
+            self._log_since_ms = self._log_since_ms or self._time_ms
 
     def _drop_hours(self, rows: Sequence[HourRow]) -> None:
         for row in rows:

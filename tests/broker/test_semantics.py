@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import zq.protocol.messages as m
 from tests.broker.harness import Harness, Worker, one
+from zq.broker import retention
+from zq.broker.core import Settings
 from zq.broker.queues import AGEING_MS
 from zq.protocol.errors import Code
 from zq.protocol.job import Cause, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
@@ -369,8 +369,8 @@ def test_the_last_progress_is_kept_with_the_attempt(zq: Harness) -> None:
     assert (attempt.progress_done, attempt.progress_total, attempt.progress_message) == (3, 10, "合并")
 
 
-def test_no_more_ended_jobs_are_kept_than_the_bound_and_the_oldest_go_first(zq: Harness) -> None:
-    zq.core.settings = replace(zq.core.settings, retention_jobs=3)
+def test_no_more_ended_jobs_are_kept_than_the_bound_and_the_oldest_go_first() -> None:
+    zq = Harness(Settings(retention_jobs=3))
     worker = zq.worker()
     for name in "abcde":
         zq.submit(name)
@@ -381,3 +381,20 @@ def test_no_more_ended_jobs_are_kept_than_the_bound_and_the_oldest_go_first(zq: 
         zq.round(later_ms=1000)
     assert [zq.journal.row(job_id) is not None for job_id in ids("abcde")] == [False, False, True, True, True]
     assert zq.journal.counts()["q"].balanced()
+
+
+def test_when_more_is_due_to_be_forgotten_than_one_turn_takes_the_next_turn_comes_soon() -> None:
+    zq = Harness(Settings(retention_jobs=100, session_timeout_ms=4000))
+    ids = [zq.submit(f"job {n}") for n in range(1000)]
+    session = zq.client()
+    for first in range(0, 1000, 200):
+        zq.say("client", m.Cancel(session, 1, ids[first : first + 200]))
+        zq.round(later_ms=1)
+    zq.round(later_ms=1000)
+    turns = 0
+    while zq.journal.totals().rows > 100:
+        zq.round(later_ms=zq.core.wake_ms() - zq.now_ms)
+        turns += 1
+    assert turns * retention.AGAIN_MS < 500
+    assert not [job_id for job_id in ids[:800] if zq.journal.row(job_id) is not None], "the oldest go first"
+    assert zq.core.wake_ms() > zq.now_ms + retention.AGAIN_MS

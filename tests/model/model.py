@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from zq.broker.core import PURGE_EVERY_MS, Settings
+from zq.broker import retention
+from zq.broker.core import Settings
 from zq.broker.queues import AGEING_MS, BURST_MS
 from zq.protocol.job import ENDED, LIVE, JobSpec, KeyPolicy, Outcome, State
 
@@ -250,7 +251,7 @@ class Model:
 
     def advance(self, now_ms: int) -> None:
         """What a round does by itself before it gives out jobs."""
-        if now_ms >= self._purged_ms[1] + PURGE_EVERY_MS:
+        if now_ms >= self._purged_ms[1] + retention.EVERY_MS:
             self._purged_ms = (self._purged_ms[1], now_ms)
         for worker in self.workers.values():
             if worker.session and now_ms - worker.heard_ms > self.settings.session_timeout_ms:

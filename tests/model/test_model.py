@@ -38,12 +38,13 @@ from tests.simulation.test_mutations import (
 from zq.broker import orders
 from zq.broker.check import check
 from zq.broker.concurrency import Concurrency
-from zq.broker.core import Core, Settings
+from zq.broker.core import Settings
 from zq.broker.journal import Journal
 from zq.broker.leases import Lease, Leases
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.queues import Queue, QueueSettings, settings_fact
 from zq.broker.records import JobRow
+from zq.broker.retention import Retention
 from zq.broker.waiting import WaitingRoom
 from zq.protocol.errors import Code
 from zq.protocol.job import ENDED, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
@@ -568,7 +569,7 @@ def rescheduling_forgets_the_time(patch: pytest.MonkeyPatch) -> None:
 
 
 def results_are_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Core, "_drop_results", lambda self, now_ms: None)
+    patch.setattr(Retention, "_drop_results", lambda self, now_ms: 0)
 
 
 @pytest.mark.parametrize(
