@@ -441,7 +441,9 @@ class Core:
 
     def _ask_job(self, session: Session, message: m.AskJob, now_ms: int) -> None:
         detail = self.queries.job(message, now_ms)
-        if detail is None:
+        # A task asks about what its worker may serve; of the rest it does not learn whether there is any.
+        bound = session.identity if session.role is Role.TASK else None
+        if detail is None or (bound is not None and not bound.may_use(detail.job.queue)):
             self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
         else:
             self._send(session, detail)

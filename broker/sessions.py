@@ -42,9 +42,9 @@ VERBS: dict[type, tuple[frozenset[Role], frozenset[SessionState]]] = {
     m.Ack: (_WORKER, _ACTIVE),
     m.Progress: (_WORKER, _ACTIVE),
     m.Hold: (_WORKER, _ACTIVE),
-    m.Submit: (_SUBMITTERS, _ACTIVE),
+    m.Submit: (_SUBMITTERS | {Role.TASK}, _ACTIVE),
     m.Wait: (_ASKERS, _ACTIVE),
-    m.AskJob: (_ASKERS, _ACTIVE),
+    m.AskJob: (_ASKERS | {Role.TASK}, _ACTIVE),
     m.AskQueues: (_ASKERS, _ACTIVE),
     m.AskBroker: (_ASKERS, _ACTIVE),
     m.AskJobs: (_ASKERS, _ACTIVE),
@@ -72,7 +72,7 @@ class Identity:
     """Patterns of the queues it may submit to or work on."""
 
     def may_be(self, role: Role) -> bool:
-        return self.role in (role, Role.ADMIN)
+        return self.role in (role, Role.ADMIN) or (self.role is Role.WORKER and role is Role.TASK)
 
     def may_use(self, queue: str) -> bool:
         return any(fnmatchcase(queue, pattern) for pattern in self.queues)

@@ -39,6 +39,9 @@ class Role(StrEnum):
     SCHEDULER = "scheduler"
     MONITOR = "monitor"
     ADMIN = "admin"
+    TASK = "task"
+    """A task that runs on a worker, with the worker's key: it may submit to the queues of that key what follows from
+    its job, and ask about jobs in them."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):

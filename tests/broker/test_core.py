@@ -509,6 +509,11 @@ def test_a_running_jobs_progress_and_use_are_shown(zq: Harness) -> None:
         (Role.SUBMITTER, m.Ack(0, []), False),
         (Role.SCHEDULER, m.Submit(0, 1, []), True),
         (Role.SCHEDULER, m.Cancel(0, 1, []), False),
+        (Role.TASK, m.Submit(0, 1, []), True),
+        (Role.TASK, m.AskJob(0, 1, bytes(16)), True),
+        (Role.TASK, m.Cancel(0, 1, []), False),
+        (Role.TASK, m.AskQueues(0, 1), False),
+        (Role.TASK, m.Ack(0, []), False),
         (Role.ADMIN, m.Cancel(0, 1, []), True),
         (Role.ADMIN, m.Beat(0, 0, []), False),
     ],
@@ -529,6 +534,25 @@ def test_a_key_may_be_and_use_just_what_it_stands_for(zq: Harness) -> None:
     zq.identities["worker"] = Identity("w", Role.WORKER, ("thumb*",))
     wrong_queue = m.Hello(1, 1, Role.WORKER, "w", bytes(16), [m.QueueSlots("q", 1)])
     assert "may not serve q" in one(zq.say("worker", wrong_queue), m.Refusal).detail
+
+
+def test_a_task_with_its_workers_key_reaches_the_queues_of_that_key_alone(zq: Harness) -> None:
+    zq.identities["task"] = Identity("w", Role.WORKER, ("q",))
+    task = zq.client("task", Role.TASK)
+    boss = zq.client("boss")
+    known = [bytes(16), bytes(15) + b"x"]
+    mine, other = (
+        encode_spec(JobSpec(job_id, "t", queue, b"")) for job_id, queue in zip(known, ("q", "other"), strict=True)
+    )
+    zq.say("boss", m.Submit(boss, 1, [other]))
+    foreign = encode_spec(JobSpec(bytes(15) + b"y", "t", "other", b""))
+    first, second = one(zq.say("task", m.Submit(task, 1, [mine, foreign])), m.Receipts).receipts
+    assert (first.status, second.code) == (ReceiptStatus.ACCEPTED, Code.FORBIDDEN)
+    assert one(zq.say("task", m.AskJob(task, 2, known[0])), m.JobDetail).job.id == known[0]
+    assert one(zq.say("task", m.AskJob(task, 3, known[1])), m.Refusal).code is Code.NOT_FOUND
+    assert one(zq.say("boss", m.AskJob(boss, 4, known[1])), m.JobDetail).job.id == known[1]
+    zq.identities["other"] = Identity("s", Role.SUBMITTER)
+    assert one(zq.say("other", m.Hello(1, 1, Role.TASK, "t", bytes(16))), m.Refusal).code is Code.FORBIDDEN
 
 
 def test_a_session_belongs_to_its_connection(zq: Harness) -> None:

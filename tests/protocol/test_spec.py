@@ -11,7 +11,8 @@ from zq.broker.sessions import VERBS
 from zq.protocol.errors import Code
 
 SPEC = Path(m.__file__).with_name("SPEC.md").read_text(encoding="utf-8")
-LETTERS = {"W": m.Role.WORKER, "S": m.Role.SUBMITTER, "C": m.Role.SCHEDULER, "M": m.Role.MONITOR, "A": m.Role.ADMIN}
+LETTERS = {"W": m.Role.WORKER, "T": m.Role.TASK, "S": m.Role.SUBMITTER}
+LETTERS |= {"C": m.Role.SCHEDULER, "M": m.Role.MONITOR, "A": m.Role.ADMIN}
 
 
 def tags(union: object) -> dict[int, str]:
@@ -24,7 +25,7 @@ def test_every_message_is_in_the_specification_with_its_tag() -> None:
 
 
 def test_who_may_say_what_is_as_specified() -> None:
-    rows = re.findall(r"^\| \d+ \| (\w+) \| ([WSCMA ]+|all) \|", SPEC, re.M)
+    rows = re.findall(r"^\| \d+ \| (\w+) \| ([WTSCMA ]+|all) \|", SPEC, re.M)
     everybody = " ".join(LETTERS)
     speakers = {name: {LETTERS[x] for x in who.replace("all", everybody).split()} for name, who in rows}
     del speakers["Hello"]  # makes the session, so it is not in the table of what a session may say

@@ -48,8 +48,11 @@ def make_link(
     role: Role | str | None = None,
     instance: str | None = None,
 ) -> Link:
-    """Without `role` it is the key's, or submitter. Raises Invalid for an address, role or name that cannot be, and
-    BadKey (a ConfigError) for a key that is configured but cannot be used."""
+    """Without `role` it is the key's (a task's for that of a worker), or submitter.
+
+    Raises Invalid for an address, role or name that cannot be, and BadKey (a ConfigError) for a key that is configured
+    but cannot be used.
+    """
     address = broker or config.client.broker
     if not address.startswith(("tcp://", "ipc://")):
         raise Invalid(f"broker address {address!r}: give tcp://HOST:PORT, as in tcp://127.0.0.1:5570")
@@ -58,10 +61,13 @@ def make_link(
         raise Invalid(f"instance {name!r}: a name is printable characters without blanks")
     pair = _key(config, key)
     try:
-        role = Role(role or (pair.role if pair is not None else Role.SUBMITTER))
+        named = Role(role or (pair.role if pair is not None else Role.SUBMITTER))
     except ValueError:
         raise Invalid(f"role {role!r} is none of {', '.join(Role)}") from None
-    link = Link(address, role, name, _software())
+    if named is Role.WORKER and not role:
+        # A client is no worker: it is one of the tasks that run on it.
+        named = Role.TASK
+    link = Link(address, named, name, _software())
     if pair is None:
         return link
     return replace(link, public_key=pair.public_key, secret_key=pair.secret_key, server_key=pair.server_key)
