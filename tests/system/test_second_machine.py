@@ -29,6 +29,13 @@ app = zq.App()
 @app.task(queue="far")
 def where() -> str:
     return os.readlink("/proc/self/ns/net")
+
+@app.task(queue="far")
+def follow() -> str:
+    # As a merge submits its clean-up, and the clean-up asks how the merge ended.
+    with zq.Client(timeout_s=30) as client:
+        job = client.submit("far_task.where", queue="far")
+        return client.detail(job.id).job.task
 """
 DEADLINE_S = 40
 
@@ -103,6 +110,12 @@ import zq
 with zq.Client(timeout_s=30) as client:
     print(client.submit("far_task.where", queue="far").result(timeout_s=30))
 """
+FOLLOW = SUBMIT.replace("where", "follow")
+ELSEWHERE = """
+import zq
+with zq.Client(timeout_s=30) as client:
+    client.submit("far_task.where", queue="elsewhere")
+"""
 STRANGER = """
 import zq
 try:
@@ -142,9 +155,11 @@ def test_a_worker_on_a_second_machine_runs_jobs_and_a_strangers_key_gets_nothing
         strange.write_text("\n".join([server if line.startswith("server") else line for line in text]) + "\n")
         stranger = environment(tmp_path / "two", ZQ_CLIENT_KEY=str(strange), ZQ_CLIENT_BROKER=address)
         assert on(sites.worker, STRANGER, stranger).stdout.startswith("nothing:")
-        # And a worker's key may not submit.
-        submit = on(sites.worker, SUBMIT, {**at_worker, "ZQ_CLIENT_BROKER": address})
-        assert "forbidden" in submit.stderr
+        # A worker's key lets its tasks submit to the queues of that key, and to no other.
+        follow = on(sites.broker, FOLLOW, at_broker)
+        assert follow.stdout.strip() == "far_task.where", follow.stderr
+        submit = on(sites.worker, ELSEWHERE, {**at_worker, "ZQ_CLIENT_BROKER": address})
+        assert "may not submit to queue 'elsewhere'" in submit.stderr
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0, "".join(log.read_text() for log in logs)
