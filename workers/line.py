@@ -28,6 +28,10 @@ EXIT_NONSENSE = 70
 _READ_BYTES = 256 << 10
 
 
+class LineClosed(Exception):
+    """The parent has closed the channel."""
+
+
 class Listener(Protocol):
     def heard(self, message: channel.ToSlotMessage) -> None: ...
 
@@ -72,6 +76,8 @@ class Line:
         """Who hears what is said to running tasks, instead of the one task that runs."""
         self.on_close: Callable[[], None] | None = None
         """Called when the parent closes the channel of an idle slot."""
+        self.tells_close = False
+        """`take` raises LineClosed then, instead of ending the process."""
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -213,6 +219,8 @@ class Line:
                 os._exit(EXIT_NONSENSE)
 
     def _leave(self) -> NoReturn:
+        if self.tells_close:
+            raise LineClosed
         if self._current_seq is None and self.on_close is not None:
             self.on_close()
         os._exit(0)

@@ -8,6 +8,7 @@ a soft limit is a cancellation that arrives in the task as SoftTimeLimitExceeded
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -16,18 +17,22 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, NoReturn
 
+from zq import registry
 from zq.context import set_current_job
 from zq.exceptions import SoftTimeLimitExceeded
 from zq.workers import channel, task_logs
 from zq.workers.attempt import conclude, end_left_behind, judge, prepare, rejected, with_usage
 from zq.workers.channel import DOORBELL, Assignment, AttemptResult, Finished, SlotUsage
 from zq.workers.job_context import SlotJob
-from zq.workers.line import Line
+from zq.workers.line import Line, LineClosed
 from zq.workers.process import resident_bytes
 
 _NOT_ASYNC: Final = (
     "task '{}' is not async, and queue '{}' has a concurrency, which is for async tasks alone; give it another queue"
 )
+
+
+_logger = logging.getLogger("zq.workers")
 
 
 class Running:
@@ -115,6 +120,7 @@ class TaskLoop:
         self._by_seq: dict[int, Running] = {}
         self._given: dict[int, Assignment] = {}
         self._allowed: deque[int] = deque()
+        self._leaving: asyncio.Task[NoReturn] | None = None
 
     # ------------------------------------------------------------------------------------------ one at a time
 
@@ -161,6 +167,7 @@ class TaskLoop:
     def serve(self, concurrency: int) -> NoReturn:
         """Be a slot that runs up to `concurrency` tasks at once, until the parent closes the channel."""
         self._line.listener = self
+        self._line.tells_close = True
         # It is rung for what the loop reads anyway.
         signal.signal(DOORBELL, lambda _signum, _frame: None)
         self._loop.add_reader(self._line.fileno(), self._read_line)
@@ -171,7 +178,13 @@ class TaskLoop:
         raise AssertionError("the loop of a slot was stopped")
 
     def _read_line(self) -> None:
-        self._line.take()
+        try:
+            self._line.take()
+        except LineClosed:
+            self._loop.remove_reader(self._line.fileno())
+            self._loop.remove_reader(self._line.tickets_fileno())
+            self._leaving = self._loop.create_task(self._leave())
+            return
         for job in self._line.taken_jobs():
             self._given[job.seq] = job
         self._start_allowed()
@@ -180,6 +193,18 @@ class TaskLoop:
         while (seq := self._line.take_ticket()) is not None:
             self._allowed.append(seq)
         self._start_allowed()
+
+    async def _leave(self) -> NoReturn:
+        """The hooks run in this loop, which a hook may not be run in from a callback."""
+        if not self._by_seq:
+            for hook in reversed(registry.hooks("stop")):
+                try:
+                    made = hook()
+                    if asyncio.iscoroutine(made):
+                        await made
+                except BaseException:
+                    _logger.exception("the on_stop hook %s raised", hook.__qualname__)
+        os._exit(0)
 
     def _start_allowed(self) -> None:
         while self._allowed and self._allowed[0] in self._given:

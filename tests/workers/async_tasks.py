@@ -30,6 +30,12 @@ def close_pool() -> None:
     Path(f"stopped-{os.getpid()}").touch()
 
 
+@app.on_stop
+async def close_client() -> None:
+    await asyncio.sleep(0.01)
+    Path(f"closed-{os.getpid()}").touch()
+
+
 @app.task(queue="q")
 async def who(seconds: float = 0.0) -> dict[str, object]:
     job = zq.current_job()

@@ -129,6 +129,7 @@ def test_a_drain_hands_back_what_runs_in_lanes(start: Starter, system: System, t
         job.result(timeout_s=30)
         assert system.detail(job).attempts[-1].outcome is Outcome.DONE
     assert list(tmp_path.glob("stopped-*"))
+    assert list(tmp_path.glob("closed-*"))
 
 
 def test_slots_are_replaced_by_count_and_by_size_and_their_hooks_run(
@@ -138,6 +139,7 @@ def test_slots_are_replaced_by_count_and_by_size_and_their_hooks_run(
     pids = [submit(system, "who").result(timeout_s=30)["pid"] for _ in range(6)]
     assert len(set(pids)) == 3
     wait_until(lambda: len(list(tmp_path.glob("stopped-*"))) >= 2)
+    assert len(list(tmp_path.glob("closed-*"))) >= 2  # the last one is called first
 
 
 @pytest.mark.parametrize("at_once", ["1", "3"])
