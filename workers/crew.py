@@ -22,7 +22,7 @@ from zq.workers.process import resident_bytes
 from zq.workers.reports import reported
 from zq.workers.slots import Keeper, Slot, SlotState
 from zq.workers.sweep import own_marker
-from zq.workers.watchdog import Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
+from zq.workers.watchdog import FROZEN_S, Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
 
 RETRY_S: Final = 1.0
 """Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
@@ -471,6 +471,8 @@ class Crew:
     # ------------------------------------------------------------------------------------------ the watchdog
 
     def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
+        if now_s - place.look_s > FROZEN_S:
+            attempt.heard_s = now_s
         sampler, sample = self._measure(place, attempt, now_s)
         limits = attempt.limits
         events: list[io.Event] = []

@@ -19,7 +19,7 @@ from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult
 from zq.workers.reports import reported
 from zq.workers.slots import Slot, SlotState
-from zq.workers.watchdog import Limits, TreeSampler
+from zq.workers.watchdog import FROZEN_S, Limits, TreeSampler
 
 HEED_S: Final = 1.0
 """Beyond kill_grace_s: how long a task that is cancelled may take to end."""
@@ -153,10 +153,13 @@ class Lanes:
             elif running_s >= run.limits.soft_s:
                 self._tell_soft(run, f"over the soft limit of {run.limits.soft_s:g} s")
         if self._by_seq and now_s >= self._sample_s:
+            late_s = now_s - self._sample_s
             self._sample_s = now_s + self._section.sample_s
             if any(run.limits.memory_bytes or run.limits.stall_s for run in self._by_seq.values()):
                 if self._sampler is None:
                     self._sampler = TreeSampler(self.slot.pid, now_s)
+                if late_s > FROZEN_S:
+                    self._sampler.alive(now_s)
                 sample = self._sampler.sample(now_s)
                 events += self._weigh(sample.rss_bytes)
                 events += self._look_for_life(sample.alive_s, now_s)

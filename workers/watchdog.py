@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zq.protocol.messages import Usage
 from zq.workers.channel import SlotUsage
@@ -21,6 +21,10 @@ from zq.workers.process import ProcessKey, key_of, living_below
 
 if TYPE_CHECKING:
     import psutil
+
+
+FROZEN_S: Final = 5.0
+"""A watchdog that comes so late stood still itself, maybe with its whole machine: what it did not see is no stall."""
 
 
 class Verdict(Enum):

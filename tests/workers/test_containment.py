@@ -161,6 +161,26 @@ def test_a_throttled_ffmpeg_is_slow_and_left_alone(running: System) -> None:
     assert Cause.STALL not in {event.cause for event in detail.history}
 
 
+@pytest.mark.long
+def test_a_worker_that_was_frozen_with_all_it_runs_takes_that_for_no_stall(running: System) -> None:
+    """A machine that sleeps, a paused virtual machine, a frozen cgroup."""
+    job, _ = start(running, "deaf_daemons", stall_after_s=7)
+    worker = psutil.Process(running.processes[-1].pid)
+    tree = [worker, *worker.children(recursive=True)]
+    for process in tree:
+        process.suspend()
+    before_ms = running.detail(job).job.quiet_ms
+    time.sleep(7.5)
+    for process in reversed(tree):
+        process.resume()
+    wait_until(lambda: running.detail(job).job.quiet_ms != before_ms)
+    detail = running.detail(job)
+    assert not detail.job.stalled
+    assert Cause.STALL not in {event.cause for event in detail.history}
+    job.cancel()
+    wait_until(lambda: job.state() is State.CANCELLED)
+
+
 # ---------------------------------------------------------------------------------------------- headroom
 
 
