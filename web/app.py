@@ -102,7 +102,8 @@ def _routes(
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     # Starlette takes the first path that fits: `{id}:retry` before `{id}`.
-    paths = sorted(by_path, key=lambda path: (path.count("/"), "{" in path, -len(path)))
+    often = {operation.path for operation in operations if operation.often}
+    paths = sorted(by_path, key=lambda path: (path not in often, path.count("/"), "{" in path, -len(path)))
     return [Route(path, _Guarded(_Path(by_path[path], door), cors, responses)) for path in paths]
 
 

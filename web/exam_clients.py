@@ -205,7 +205,8 @@ class ExamClientRoutes:
             found.append(
                 Operation(
                     "POST", f"/api/{path}", handler, summary, Scope.SUBMIT, queue=merging.QUEUE, own=True,
-                    tokenless=True, body=body, example=RECORDING if upload else CLIENT, answers=((200, answer),),
+                    tokenless=True, often=True, body=body, example=RECORDING if upload else CLIENT,
+                    answers=((200, answer),),
                     body_types=("multipart/form-data",) if upload else
                     ("application/json", "application/x-www-form-urlencoded", "multipart/form-data"),
                     errors=(400, 404, 408, 409, 413, 415, 422, 503),

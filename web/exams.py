@@ -286,7 +286,7 @@ class ExamRoutes:
             ),
             Operation(
                 "POST", f"{student}/heartbeat", self.heartbeat, "A sign of life", Scope.SUBMIT,
-                queue=queue, own=True, answers=((204, None),), errors=(404, 408, 413, 422, 503),
+                queue=queue, own=True, often=True, answers=((204, None),), errors=(404, 408, 413, 422, 503),
             ),
             Operation(
                 "POST", f"{student}/finish", self.finish, "A student is done: the merge is submitted", Scope.SUBMIT,

@@ -40,6 +40,8 @@ class Operation:
     path has none, what the handler finds in the body."""
     tokenless: bool = False
     """Opens without a token for the networks of `web.exam_client_networks`."""
+    often: bool = False
+    """Looked for before all others. No other path fits what its path fits."""
     body: Any = None
     """The type of its JSON body; `bytes` for a raw one."""
     example: Any = None

@@ -57,8 +57,8 @@ class UploadRoutes:
         return [
             Operation(
                 "PUT", "/v1/exams/{exam_id}/students/{student_id}/segments/{name:anything}", self.put_segment,
-                "Upload a segment; the same bytes again are fine", Scope.SUBMIT, queue=QUEUE, own=True, body=bytes,
-                answers=((201, SegmentView), (200, SegmentView)), parameters=headers,
+                "Upload a segment; the same bytes again are fine", Scope.SUBMIT, queue=QUEUE, own=True, often=True,
+                body=bytes, answers=((201, SegmentView), (200, SegmentView)), parameters=headers,
                 errors=(400, 404, 408, 409, 413, 422, 503),
             )
         ]  # fmt: skip

@@ -5,14 +5,17 @@ import re
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
 from tests.web.conftest import Api, problem
 from zq.web import docs_page
 from zq.web.bodies import decode
 from zq.web.dead import DeadRoutes
+from zq.web.exam_clients import ExamClientRoutes
 from zq.web.exams import ExamRoutes
 from zq.web.queues import QueueRoutes
 from zq.web.submissions import SubmissionRoutes
+from zq.web.uploads import UploadRoutes
 
 
 def test_the_description_is_whole(api: Api) -> None:
@@ -112,3 +115,15 @@ def test_what_a_description_holds_is_text_on_its_page() -> None:
     )
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
+
+
+def test_what_is_looked_for_first_takes_nothing_from_others(api: Api) -> None:
+    exams = ExamRoutes(api.services)
+    routes = (exams, UploadRoutes(api.services), ExamClientRoutes(api.services, exams))
+    often = [operation.path for one in routes for operation in one.operations() if operation.often]
+    assert len(often) >= 6
+    found = [route for route in api._app.router.routes if isinstance(route, Route)]
+    assert {route.path for route in found[: len(often)]} == set(often)
+    for path in often:
+        filled = re.sub(r"\{[^}]+\}", "x:pause", path)
+        assert [route.path for route in found if route.path_regex.match(filled)] == [path]
