@@ -163,7 +163,11 @@ def _connect(url: str) -> Redis:
         raise ExamError("invalid", "exams.presence needs the Redis client; pip install 'zq[redis]'") from None
     try:
         client: Redis = redis.Redis.from_url(
-            url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+            url,
+            decode_responses=True,
+            encoding_errors="replace",  # an application beside zq may have written anything
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
         )
     except (ValueError, TypeError) as error:
         raise ExamError("invalid", f"exams.presence is not a Redis URL: {error}") from None

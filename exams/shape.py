@@ -133,7 +133,10 @@ class EpochMs(TypeDecorator[int]):
         shape = shape_of(dialect)
         if value is None or shape.times is Times.EPOCH_MS:
             return None if value is None else int(value)
-        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        try:
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        except ValueError:
+            return 0  # MySQL's 0000-00-00 and other text that is no time: long ago
         return from_local(moment.replace(tzinfo=None), shape.zone, time.time_ns() // 1_000_000)
 
 

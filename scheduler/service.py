@@ -24,7 +24,7 @@ import msgspec
 from zq import schedules as shared
 from zq.client.requests import JobRequest
 from zq.config import Config, ConfigError
-from zq.exceptions import Unavailable
+from zq.exceptions import Refused, Unavailable
 from zq.protocol.errors import RETRYABLE, Code
 from zq.protocol.messages import Receipt, ReceiptStatus, Register, RegisterSet
 from zq.scheduler.ticks import Schedule, SteadyClock, Tick, Ticker, schedule_of
@@ -98,6 +98,8 @@ class Service:
         self._met = False
         """Whether the registers have been read once."""
         self._trouble = ""
+        self._refused = False
+        """Whether the broker has said that it keeps no registers of ours."""
 
     def step(self) -> int:
         """Do what is due; returns for how many milliseconds there is nothing to do."""
@@ -194,8 +196,14 @@ class Service:
             after = self._after(name, schedule, self._changed.get(name) or before, now_ms)
             if after != before and not (self._order(name).paused and before.task):
                 registers.append(shared.progress_register(name, self._known.get(name, Known()), after))
-        if registers:
+        if not registers:
+            return
+        try:
             self._client.set_registers(registers)
+        except Refused as error:
+            if not self._refused:
+                log.warning("the broker does not keep how far the schedules have come, ticks go on: %s", error)
+            self._refused = True
 
     def _after(self, name: str, schedule: Schedule, progress: Progress, now_ms: int) -> Progress:
         return msgspec.structs.replace(

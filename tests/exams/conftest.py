@@ -44,7 +44,7 @@ class Ready:
     def __init__(self, url: str) -> None:
         self.url = url
         Database(url, times.zone("UTC")).close()
-        self._engine = sqlalchemy.create_engine(url)
+        self._engine = sqlalchemy.create_engine(url, pool_pre_ping=True)  # some tests cut connections
 
     def empty(self) -> None:
         with self._engine.begin() as connection:

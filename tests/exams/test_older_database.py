@@ -169,6 +169,17 @@ def test_a_column_that_zq_does_not_know_and_that_must_be_given(new_database_url:
     store.close()
 
 
+def test_a_time_that_is_none_is_long_ago(new_database_url: str) -> None:
+    """Such as MySQL's 0000-00-00."""
+    engine = make_older(new_database_url, datetime="VARCHAR(19)")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE exam_students SET last_active = '0000-00-00 00:00:00'")
+    engine.dispose()
+    store = ExamStore(new_database_url, "Asia/Shanghai")
+    assert store.get_student("2", "2024001").last_active_ms == 0
+    store.close()
+
+
 def test_times_as_text(new_database_url: str) -> None:
     make_older(new_database_url, datetime="VARCHAR(19)").dispose()
     database = Database(new_database_url, SHANGHAI)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
@@ -76,6 +76,16 @@ def test_a_later_score_of_another_application_stays(presence: RedisPresence, red
     redis.zadd("exam:17:online_students", {"s1": START_MS / 1000 + 9})
     presence.record([beat("s1", START_MS)], START_MS, after_gap=False)
     assert presence.activity(["17", "18"]) == {("17", "s1"): START_MS + 9_000}
+
+
+def test_whatever_stands_in_redis_is_read(presence: RedisPresence, redis: Redis) -> None:
+    redis.zadd("exam:17:online_students", {"x" * 300: 2, "": 3, "inf": float("inf"), "old": -5, "s1": 7})
+    redis.zadd("exam:17:online_students", {b"\xff\xfe": 1})
+    assert presence.activity(["17"])[("17", "s1")] == 7_000
+    redis.set("exam:18:online_students", "no set")
+    with pytest.raises(ExamError) as error:
+        presence.activity(["18"])
+    assert error.value.code == "unavailable"
 
 
 def test_who_has_finished_or_whose_exam_is_over_is_not_written(
@@ -170,6 +180,7 @@ def test_urls_that_are_none(store: ExamStore, url: str) -> None:
     assert error.value.code == "invalid"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 400_000), max_size=30), st.lists(st.integers(0, 400_000), max_size=30))
 def test_somebody_has_listened_only_where_signs_of_life_are_dense(first: list[int], second: list[int]) -> None:
     window: Listening | None = None

@@ -6,7 +6,7 @@ import zoneinfo
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zq.scheduler.rules import Cron, Interval, Once
@@ -60,6 +60,7 @@ def test_what_is_no_expression_or_never_comes(expression: str) -> None:
 EXPRESSIONS = ["30 2 * * *", "0 * * * *", "*/7 * * * *", "15 2,3 * * *", "*/20 * * * * *", "0 12 1 * *", "0 0 29 2 *"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(EXPRESSIONS),
     st.sampled_from([BERLIN, SHANGHAI]),

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zq.client.requests import JobRequest, encode, raw_id
 from zq.config import Config, ConfigError, ScheduleSection, WorkerSection, load
-from zq.exceptions import Unavailable
+from zq.exceptions import Refused, Unavailable
 from zq.protocol.errors import Code
 from zq.protocol.job import State, decode_spec
 from zq.protocol.messages import Receipt, ReceiptStatus, Register, RegisterSet
@@ -288,6 +290,33 @@ def test_a_register_from_the_future_of_a_wrong_clock_does_not_stop_the_ticks(cap
     service(broker, time).step()
     assert "which is to come" in caplog.text
     assert len(broker.specs) == 2
+
+
+def test_a_broker_that_keeps_no_registers_of_ours_gets_its_ticks_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key may submit and no more, or there are too many registers."""
+    broker, time = Broker(), Time(30_000)
+
+    def refuse(registers: Sequence[Register]) -> list[RegisterSet]:
+        raise Refused("this key may not", Code.FORBIDDEN)
+
+    monkeypatch.setattr(broker, "set_registers", refuse)
+    scheduler = service(broker, time)
+    for _ in range(3):
+        time.go(scheduler.step())
+    assert len(broker.specs) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+_REGISTERS = st.sampled_from(["schedule:a", "schedule-order:a", "schedule", "x"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(_REGISTERS, st.binary(max_size=40))))
+def test_whatever_is_in_the_registers_is_read(values: list[tuple[str, bytes]]) -> None:
+    for known in read(Register(name, 1, value) for name, value in values).values():
+        assert known.progress is None or known.progress.done_ms is not None
 
 
 def test_what_another_version_wrote_into_a_register_counts_as_nothing() -> None:

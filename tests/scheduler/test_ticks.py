@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zq.scheduler.rules import Interval
@@ -198,6 +198,7 @@ def test_a_year_of_missed_ticks_is_counted_without_looking_at_each() -> None:
     assert (len(found.ticks), found.missed) == (100, COUNTED_MAX - 100)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(Misfire),
     st.integers(1, 50),
@@ -237,6 +238,7 @@ def test_ticks_of_a_pause_pass_without_being_missed() -> None:
     assert ticker.take_missed("check") == 0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 10**7), st.integers(0, 1 << 50))
 def test_jitter_is_the_same_everywhere_and_never_reaches_the_next_tick(
     interval_ms: int, jitter_ms: int, now_ms: int
