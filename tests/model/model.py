@@ -279,6 +279,8 @@ class Model:
         assert not self.held_back(job.spec.queue, now_ms), "a queue that may not dispatch now"
         first = min(self._can_start(job.spec.queue), key=lambda j: self._rank(j, now_ms))
         assert job is first, f"I9: job {first.seq} comes before job {job.seq}"
+        if not self.held(worker):
+            worker.heard_ms = now_ms  # an idle one was not due to speak: its silence counts from now
         job.state, job.attempt, job.token, job.worker, job.due_ms = State.RUNNING, attempt, token, worker.name, 0
         self.token = token
         job.disk = "" if worker.room is None else worker.name

@@ -88,6 +88,8 @@ class Machine(RuleBasedStateMachine):
 
     def say(self, peer: str, message: PeerMessage, happens: Callable[[], None] = lambda: None) -> list[BrokerMessage]:
         """One message in a round of its own, of which the model says what happens."""
+        if peer in self.model.workers:
+            self.model.workers[peer].heard_ms = self.now_ms
         happens()
         answers = self.zq.say(peer, message)
         self.settle()
@@ -163,9 +165,7 @@ class Machine(RuleBasedStateMachine):
 
     def worker(self, number: int) -> Worker:
         workers = [worker for worker in self.model.workers.values() if worker.session]
-        worker = workers[number % len(workers)]
-        worker.heard_ms = self.now_ms
-        return worker
+        return workers[number % len(workers)]
 
     def jobs_exist(self) -> bool:
         return bool(self.model.jobs)
@@ -380,7 +380,6 @@ class Machine(RuleBasedStateMachine):
             self.beat(worker, lambda: self.model.lose(job, self.now_ms))
 
     def beat(self, worker: Worker, happens: Callable[[], None] = lambda: None) -> None:
-        worker.heard_ms = self.now_ms
         answers = self.say(worker.name, m.Beat(worker.session, worker.seen, list(worker.leases)), happens)
         assert not [a for a in answers if isinstance(a, m.Revoke)], "it has only what is its own"
 
