@@ -19,6 +19,7 @@ _TITLES: Final = {
     "api": "Older exam clients",
     "": "The server",
 }
+_CODE = re.compile(r"`([^`]*)`")
 _REF = re.compile(r"#/components/schemas/(\w+)")
 
 
@@ -58,7 +59,7 @@ def _group(path: str) -> str:
 
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
-    inside = f"<p>{escape(operation['description'])}</p>" if operation.get("description") else ""
+    inside = f"<p>{_text(operation['description'])}</p>" if operation.get("description") else ""
     inside += _parameters(operation["parameters"])
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         inside += f"<h3>Body: {escape(kind)}</h3>"
@@ -78,22 +79,29 @@ def _parameters(parameters: list[Mapping[str, Any]]) -> str:
         return ""
     rows = "".join(
         f"<tr><td><code>{escape(one['name'])}</code></td><td>{escape(one['in'])}{', required' * one['required']}</td>"
-        f"<td>{_type(one['schema'])}</td><td>{escape(one.get('description', ''))}</td></tr>"
+        f"<td>{_type(one['schema'])}</td><td>{_text(one.get('description', ''))}</td></tr>"
         for one in parameters
     )
     return f"<h3>Parameters</h3><table><tbody>{rows}</tbody></table>"
 
 
 def _answers(responses: Mapping[str, Any]) -> Iterator[str]:
+    refusals = [status for status, response in responses.items() if "$ref" in response]
     for status, response in responses.items():
+        if "$ref" in response:
+            continue
         content = response.get("content", {})
         kinds = ", ".join(
             _type(one["schema"]) if "schema" in one else f"<code>{escape(kind)}</code>" for kind, one in content.items()
         )
-        said = response.get("description", "")
-        if "$ref" in response:
-            kinds, said = '<a href="#schema-ProblemBody">problem</a>', ""
-        yield f"<tr><td>{status}</td><td>{kinds}</td><td>{escape(said)}</td></tr>"
+        yield f"<tr><td>{status}</td><td>{kinds}</td><td>{_text(response.get('description', ''))}</td></tr>"
+    if refusals:
+        yield f'<tr><td>{" ".join(refusals)}</td><td><a href="#schema-ProblemBody">problem</a></td><td></td></tr>'
+
+
+def _text(text: str) -> str:
+    """With what is between backticks as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _type(schema: Mapping[str, Any]) -> str:
@@ -121,12 +129,16 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         ("minimum", "maximum", ""), ("minLength", "maxLength", " characters"), ("minItems", "maxItems", " items"),
     ):  # fmt: skip
         if least in schema and most in schema:
-            return f", {schema[least]:g} to {schema[most]:,}{what}"
+            return f", {schema[least]:g} to {_number(schema[most])}{what}"
         if most in schema:
-            return f", at most {schema[most]:,}{what}"
+            return f", at most {_number(schema[most])}{what}"
         if least in schema:
             return f", at least {schema[least]:g}{what}"
     return ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value) if value == int(value) else value:,}"
 
 
 def _schemas(document: Mapping[str, Any]) -> str:
@@ -139,10 +151,10 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(field)}</code></td><td>{_type(one)}</td>"
         f"<td>{'required' if field in required else _default(one)}</td>"
-        f"<td>{escape(one.get('description', ''))}</td></tr>"
+        f"<td>{_text(one.get('description', ''))}</td></tr>"
         for field, one in schema.get("properties", {}).items()
     )
-    said = escape(schema.get("description", ""))
+    said = _text(schema.get("description", ""))
     return (
         f'<details id="schema-{escape(name)}" open><summary><code>{escape(name)}</code><span class="what">{said}</span>'
         f'</summary><div class="inside"><table><tbody>{rows}</tbody></table></div></details>'
