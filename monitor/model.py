@@ -92,6 +92,9 @@ class WorkerRow:
     software: str
     stalled: int = 0
     """Of `running`: those that show no sign of life."""
+    disk_left_bytes: int | None = None
+    """For further jobs that say what they need; None if the worker does not say."""
+    memory_left_bytes: int | None = None
 
     @property
     def state(self) -> str:
@@ -284,6 +287,8 @@ def _worker_row(w: WorkerInfo) -> WorkerRow:
         connected_s=w.connected_ms / 1000,
         software=w.software,
         stalled=w.stalled,
+        disk_left_bytes=w.room.disk_bytes if w.room is not None else None,
+        memory_left_bytes=w.room.memory_bytes if w.room is not None else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zq.monitor.drawing import Column, Signs, Span, Style, bar
 from zq.monitor.model import JobRow, QueueRow, WorkerRow
-from zq.monitor.units import count, duration, rate
+from zq.monitor.units import count, duration, rate, size
 from zq.protocol.job import State
 
 BAR_CELLS = 5
@@ -65,6 +65,10 @@ def _worker_state(w: WorkerRow, signs: Signs) -> Span:
     return Span(w.state, {"silent": Style.BAD, "stuck": Style.WARN, "busy": Style.BUSY}.get(w.state, Style.GOOD))
 
 
+def _left(count_bytes: int | None, signs: Signs) -> Span:
+    return _nothing(signs) if count_bytes is None else Span(size(count_bytes))
+
+
 def _heard(w: WorkerRow, signs: Signs) -> Span:
     return Span(duration(w.silent_s), Style.BAD if w.state == "silent" else Style.PLAIN)
 
@@ -75,6 +79,8 @@ WORKERS: tuple[Column[WorkerRow], ...] = (
     Column("RUNNING", 11, lambda w, signs: _slots(w.running, w.slots, signs), keep=8),
     Column("QUEUES", 14, lambda w, signs: Span(w.queues), right=False, grow=2, keep=4),
     Column("TASKS", 5, lambda w, signs: Span(count(w.tasks)), keep=1),
+    Column("DISK", 8, lambda w, signs: _left(w.disk_left_bytes, signs), keep=-1),
+    Column("MEMORY", 8, lambda w, signs: _left(w.memory_left_bytes, signs), keep=-2),
     Column("HEARD", 6, _heard, keep=6),
     Column("UP", 6, lambda w, signs: Span(duration(w.connected_s)), keep=3),
     Column("SOFTWARE", 9, lambda w, signs: Span(w.software, Style.QUIET), right=False, grow=1, keep=0),

@@ -315,6 +315,7 @@ _MEANINGS = (
     ("RUNNING", "jobs that run, of the slots that workers offer"),
     ("IN/S OUT/S", "jobs accepted and ended per second, mean of the last seconds"),
     ("CONS", "workers that serve the queue; red: jobs wait and none does"),
+    ("DISK MEMORY", "what the worker has left for jobs that say what they need"),
     ("HEARD", "since the worker's last heartbeat"),
     ("AGE LIMIT", "running time, and the time limit after which the job is ended"),
     ("stuck, still", "a job shows no sign of life: no CPU time, no bytes, no progress"),

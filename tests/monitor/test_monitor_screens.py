@@ -26,6 +26,7 @@ from zq.protocol.messages import (
     QueueInfo,
     QueueSlots,
     Role,
+    Room,
     Usage,
     WorkerInfo,
 )
@@ -88,7 +89,8 @@ def snapshot(**changes: object) -> Snapshot:
             queue("reports", running=1, done=7, slots=1),
         ),
         workers=(
-            WorkerInfo("merge-A", Role.WORKER, [QueueSlots("video_merge", 2)], 2, 1, 400, 7_200_000, "zq/0.1.0"),
+            WorkerInfo("merge-A", Role.WORKER, [QueueSlots("video_merge", 2)], 2, 1, 400, 7_200_000, "zq/0.1.0",
+                       room=Room(38 << 30, 700 << 20)),
             WorkerInfo("机房-3", Role.WORKER, [QueueSlots("reports", 1), QueueSlots("status_check", 1)], 1, 2, 1_900,
                        90_000, "zq/0.1.0"),
         ),
