@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
 
 from tests.servers.processes import need
 from tests.servers.programs import CHROMIUM
@@ -19,8 +19,8 @@ FLAGS: Final = (
 )  # fmt: skip
 ARTIFACTS: Final = Path(__file__).resolve().parents[3] / "test-artifacts" / "page"
 WAIT_MS: Final = 30_000
-PHONE: Final = {"width": 390, "height": 844}
-DESK: Final = {"width": 1280, "height": 860}
+PHONE: Final[ViewportSize] = {"width": 390, "height": 844}
+DESK: Final[ViewportSize] = {"width": 1280, "height": 860}
 
 
 # For each module anew: Playwright's loop runs in the thread of the tests, where no other loop may run meanwhile.
@@ -55,16 +55,26 @@ def complaints() -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module")
+def desk(chromium: Browser) -> BrowserContext:
+    """Somebody's browser, in which the page has been open before."""
+    context = chromium.new_context(viewport=DESK, locale="en-GB")
+    context.set_default_timeout(WAIT_MS)
+    return context
+
+
 @pytest.fixture
-def visit(chromium: Browser, scene: Scene, complaints: list[str]) -> Iterator[Visit]:
-    """Opens the page at a path, by the link with the token; options are those of a browser context."""
-    contexts: list[BrowserContext] = []
+def visit(chromium: Browser, desk: BrowserContext, scene: Scene, complaints: list[str]) -> Iterator[Visit]:
+    """Opens the page at a path, by the link with the token: in a tab, or with options in a browser of its own."""
+    opened: list[BrowserContext | Page] = []
 
     def open_page(path: str = "/", *, token: bool = True, live: bool = True, **options: Any) -> Page:
-        context = chromium.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
-        contexts.append(context)
-        context.set_default_timeout(WAIT_MS)
+        context = desk
+        if options or not token:
+            context = chromium.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
+            context.set_default_timeout(WAIT_MS)
         page = context.new_page()
+        opened.append(page if context is desk else context)
         page.on("console", listener(complaints))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         mark = "&" if "?" in path else "?"
@@ -74,8 +84,8 @@ def visit(chromium: Browser, scene: Scene, complaints: list[str]) -> Iterator[Vi
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for one in opened:
+        one.close()
     assert complaints == []
 
 

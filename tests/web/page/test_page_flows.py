@@ -12,7 +12,8 @@ from playwright.sync_api import Page, expect
 from tests.web.hands import hands, kill_jobs
 from tests.web.page.conftest import PHONE, WAIT_MS, Visit, picture
 from tests.web.page.scene import EXAM, Scene
-from zq.protocol.job import Outcome, State
+from zq.client.requests import JobRequest
+from zq.protocol.job import Outcome, State, new_job_id
 
 pytestmark = pytest.mark.xdist_group("chromium")
 
@@ -171,6 +172,22 @@ def test_jobs_are_found_picked_and_cancelled(scene: Scene, visit: Visit) -> None
     expect(page.get_by_text(str(jobs[1].id))).to_be_visible()
 
 
+@pytest.mark.long
+def test_all_jobs_that_fit_are_dropped_though_few_are_shown(scene: Scene, visit: Visit) -> None:
+    queue = fresh()
+    many = [JobRequest(task="zq.t", queue=queue, id=new_job_id()) for _ in range(1003)]
+    scene.client.submit_many(many)
+    scene.client.cancel([one.id for one in many])
+    page = visit(f"/jobs?state=cancelled&queue={queue}")
+    page.locator("tbody tr").first.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Select all that fit").click()
+    page.locator(".picked-bar").get_by_role("button", name="Drop…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Drop 1,003 jobs").click()
+    expect(page.locator(".toast")).to_contain_text("1,003 jobs dropped")
+    expect(page.get_by_text("No job fits")).to_be_visible()
+    assert not scene.client.jobs(queue, "cancelled").jobs
+
+
 def test_a_job_is_watched_until_it_ends(scene: Scene, visit: Visit) -> None:
     queue = fresh()
     kwargs = {"名字": "张伟", "pages": [1, 2]}
@@ -280,6 +297,7 @@ def test_hostile_names_are_text(scene: Scene, visit: Visit, complaints: list[str
     other.cancel()
 
 
+@pytest.mark.long
 def test_it_is_readable_on_a_phone(scene: Scene, visit: Visit) -> None:
     dead_letters(scene, fresh("a-rather-long-name-of-a-queue-that-does-not-fit-"), ["OSError: " + "x" * 300])
     page = visit("/", viewport=PHONE, has_touch=True, is_mobile=True)

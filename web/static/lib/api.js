@@ -73,6 +73,7 @@ export class Resource {
     this.data = null;
     this.error = null;
     this.busy = false;
+    this.stale = false; // what is there answers an earlier question
     this.#load = load;
     this.#changed = changed;
     this.#restMs = restMs;
@@ -114,9 +115,12 @@ export class Resource {
       if (signal.aborted) return;
       this.data = found;
       this.error = null;
+      this.stale = false;
     } catch (error) {
       if (signal.aborted) return;
       this.error = error;
+      if (this.stale) this.data = null;
+      this.stale = false;
     } finally {
       this.busy = false;
     }
@@ -127,13 +131,12 @@ export class Resource {
     }
   }
 
-  // Another question from now on: what was found for the old one is forgotten.
-  restart(load = this.#load, { keep = false } = {}) {
+  // Another question from now on: what was found for the old one stays, paler, until there is something better.
+  restart() {
     this.#abort.abort();
     this.#abort = new AbortController();
-    this.#load = load;
     this.busy = false;
-    if (!keep) this.data = null;
+    this.stale = this.data !== null;
     this.error = null;
     clearTimeout(this.#timer);
     this.#timer = 0;

@@ -1,5 +1,5 @@
 // Many jobs at once: first a dry run that counts them, then the question, then the deed, in as many calls as it takes.
-import { ask, post, said } from "./api.js";
+import { post, said } from "./api.js";
 import { confirm } from "./ask.js";
 import { firstLine, shortId, shortTask, whole } from "./format.js";
 import { html, nothing } from "./lit.js";
@@ -7,6 +7,7 @@ import { toast, update } from "./store.js";
 import { t } from "./words.js";
 
 const AT_ONCE = 10000;
+const IDS_AT_ONCE = 1000;
 export const DESTRUCTIVE = new Set(["cancel", "drop"]);
 
 // What a filter in an address means to the API: null where it asks for nothing.
@@ -33,12 +34,25 @@ function condition(text) {
   }
 }
 
+// One filter, or several where it names more jobs than a call takes.
+function parts(filter) {
+  const ids = filter.ids ?? [];
+  if (ids.length <= IDS_AT_ONCE) return [filter];
+  return Array.from({ length: Math.ceil(ids.length / IDS_AT_ONCE) }, (_, i) => ({ ...filter, ids: ids.slice(i * IDS_AT_ONCE, (i + 1) * IDS_AT_ONCE) }));
+}
+
+function sum(dries) {
+  const states = {};
+  for (const dry of dries) for (const [name, n] of Object.entries(dry.states)) states[name] = (states[name] ?? 0) + n;
+  return { matched: dries.reduce((n, dry) => n + dry.matched, 0), complete: dries.every((dry) => dry.complete), sample: dries[0].sample, states };
+}
+
 // action: cancel, retry or drop. Resolves to how many were changed; undefined if the answer was no.
 export async function bulk(action, filter) {
   const path = `/v1/jobs:${action}`;
   let dry;
   try {
-    dry = await post(path, { ...filter, dry_run: true, limit: AT_ONCE });
+    dry = sum(await Promise.all(parts(filter).map((part) => post(path, { ...part, dry_run: true, limit: AT_ONCE }))));
   } catch (error) {
     toast(said(error), "bad");
     return undefined;
@@ -62,11 +76,14 @@ export async function bulk(action, filter) {
 
 async function all(path, filter, once) {
   let n = 0;
-  for (;;) {
-    const found = await ask(path, { method: "POST", body: { ...filter, limit: AT_ONCE } });
-    n += found.changed;
-    if (once || found.complete || !found.changed) return { n };
+  for (const part of parts(filter)) {
+    let found;
+    do {
+      found = await post(path, { ...part, limit: AT_ONCE });
+      n += found.changed;
+    } while (!once && !found.complete && found.changed);
   }
+  return { n };
 }
 
 function body(action, dry) {

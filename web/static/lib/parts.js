@@ -83,7 +83,7 @@ export const trouble = (error) =>
 
 // A resource as it is: not there yet, in trouble, or drawn. What is there stays while it is asked for again.
 export function shown(resource, draw, rows = 4) {
-  if (resource.data !== null) return draw(resource.data);
+  if (resource.data !== null) return html`<div class=${resource.stale ? "paler" : ""}>${draw(resource.data)}</div>`;
   return resource.error ? trouble(resource.error) : bones(rows);
 }
 

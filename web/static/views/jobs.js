@@ -42,7 +42,7 @@ export function jobs({ query }) {
   }
 
   async function load(signal) {
-    const rows = Math.min(ROWS_REFRESHED_MAX, Math.max(ROWS, found.data?.length ?? 0));
+    const rows = found.stale ? ROWS : Math.min(ROWS_REFRESHED_MAX, Math.max(ROWS, found.data?.length ?? 0));
     const page = await ask(path("", rows), { signal });
     next = page.next;
     scanned = page.scanned;

@@ -75,13 +75,13 @@ export function student({ params }) {
     const rows = [
       [t("students.heard"), when(one.last_active_at)],
       [t("students.segments"), one.segments === null ? "?" : whole(one.segments)],
-      [t("students.recording"), recordingState(recording)],
+      [t("students.recording"), recordingState(recording), "whole"],
       recording && [t("student.job"), jobLink(recording.job_id)],
       recording?.video && [t("student.length"), clockLength(recording.duration_s)],
       recording?.video && [t("student.from"), t("student.from-segments", { n: recording.segments })],
       recording && [t("student.requested"), html`<span title=${exact(recording.requested_at)}>${when(recording.requested_at)}</span>`],
       recording?.finished_at && [t("student.finished"), when(recording.finished_at)],
     ];
-    return html`<div class="body"><dl class="facts">${rows.filter(Boolean).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></div>`;
+    return html`<div class="body"><dl class="facts">${rows.filter(Boolean).map(([name, value, width = ""]) => html`<div class=${width}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></div>`;
   }
 }
