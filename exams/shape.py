@@ -31,6 +31,8 @@ class Times(StrEnum):
     EPOCH_MS = "epoch_ms"
     LOCAL = "local"
     """Naive DATETIME of the configured zone, whole seconds."""
+    INSTANT = "instant"
+    """PostgreSQL's `timestamp with time zone`."""
     LOCAL_TEXT = "local_text"
     """The same as text, `YYYY-mm-dd HH:MM:SS`."""
 
@@ -82,7 +84,7 @@ def _times(kind: sql_types.TypeEngine[Any]) -> Times:
     if isinstance(kind, sql_types.Integer):
         return Times.EPOCH_MS
     if isinstance(kind, sql_types.DateTime):
-        return Times.LOCAL
+        return Times.INSTANT if kind.timezone else Times.LOCAL
     if isinstance(kind, sql_types.String):
         return Times.LOCAL_TEXT
     raise ExamError("invalid", f"exams.start_time is {kind}; zq reads DATETIME, text, or whole milliseconds")
@@ -118,6 +120,8 @@ class EpochMs(TypeDecorator[int]):
         times = shape_of(dialect).times
         if times is Times.LOCAL:
             kind = _SQLITE_SECONDS if dialect.name == "sqlite" else DateTime()
+        elif times is Times.INSTANT:
+            kind = DateTime(timezone=True)
         elif times is Times.LOCAL_TEXT:
             kind = String(19)
         return dialect.type_descriptor(kind)
@@ -126,6 +130,8 @@ class EpochMs(TypeDecorator[int]):
         shape = shape_of(dialect)
         if value is None or shape.times is Times.EPOCH_MS:
             return value
+        if shape.times is Times.INSTANT:
+            return datetime.fromtimestamp(value / 1000, UTC)
         local = to_local(value, shape.zone)
         return local if shape.times is Times.LOCAL else local.strftime(TEXT_FORMAT)
 
@@ -137,7 +143,9 @@ class EpochMs(TypeDecorator[int]):
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
         except ValueError:
             return 0  # MySQL's 0000-00-00 and other text that is no time: long ago
-        return from_local(moment.replace(tzinfo=None), shape.zone, time.time_ns() // 1_000_000)
+        if moment.tzinfo is not None:
+            return _ms(moment)
+        return from_local(moment, shape.zone, time.time_ns() // 1_000_000)
 
 
 class ExamId(TypeDecorator[str]):

@@ -169,6 +169,19 @@ def test_a_column_that_zq_does_not_know_and_that_must_be_given(new_database_url:
     store.close()
 
 
+def test_times_with_a_zone(postgres_url: str) -> None:
+    """Where the table keeps moments, the zone of the session or the server does not matter."""
+    engine = make_older(postgres_url, DUMP.replace("09:00:00'", "09:00:00+08'"), datetime="TIMESTAMPTZ")
+    store = ExamStore(postgres_url, "Asia/Shanghai")
+    assert store.get_exam("2").start_ms == START_MS
+    exam = store.edit_times("2", now_ms=0, start=START_MS + 1_500)
+    assert store.get_exam("2") == exam
+    assert check(store, START_MS + 1_499, 60, has_segments=lambda *_: True).started == ()
+    assert check(store, START_MS + 1_500, 60, has_segments=lambda *_: True).started == ("2",)
+    store.close()
+    engine.dispose()
+
+
 def test_a_time_that_is_none_is_long_ago(new_database_url: str) -> None:
     """Such as MySQL's 0000-00-00."""
     engine = make_older(new_database_url, datetime="VARCHAR(19)")
