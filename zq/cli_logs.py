@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple
 import click
 
 from zq.cli_options import connected, json_option, open_client
+from zq.client.requests import raw_id
 from zq.client.sync import Client
 from zq.config import Config
 from zq.exceptions import Refused, Unavailable
-from zq.protocol.job import ENDED, format_id, parse_id
+from zq.protocol.job import ENDED, format_id
 from zq.workers.identity import lock_file_name
 
 POLL_S: Final = 0.25
@@ -166,7 +167,7 @@ def logs(
     said. With --json, each line is one JSON object.
     """
     config, client = open_client(config_path, broker)
-    job_id = format_id(parse_id(job_id))
+    job_id = format_id(raw_id(job_id))
     with client, contextlib.closing(JobLogs(config.data_path / "log", job_id.encode())) as found:
         ended = _ended(client, job_id)
         there = found.past()
@@ -212,6 +213,8 @@ def _say_what_is_missing(client: Client, config: Config, job_id: str, *, nothing
         click.echo("zq logs: the broker does not know this job any more", err=True)
         return
     except Unavailable as error:
+        if nothing:
+            raise
         click.echo(f"zq logs: whether there are more lines on other machines is not known: {error}", err=True)
         return
     workers = dict.fromkeys(attempt.worker for attempt in detail.attempts if attempt.worker)

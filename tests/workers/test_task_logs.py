@@ -87,8 +87,11 @@ def test_what_cannot_be_found_is_said(system: System, tmp_path: Path) -> None:
     system.broker()
     waits = system.submit("nobody.has_it")
     assert zq_logs(system, waits.id) == ([], "zq logs: it has not run yet\n")
-    _, said = zq_logs(system, "01890000-0000-7000-8000-000000000000", code=1)
-    assert "not_found" in said.lower()
+    unknown = "01890000-0000-7000-8000-000000000000"
+    assert "not_found" in zq_logs(system, unknown, code=1)[1].lower()
+    assert "is not a job id" in zq_logs(system, "nonsense", code=2)[1]
+    nobody = ("--broker", "tcp://127.0.0.1:9", unknown)
+    assert "no answer from the broker" in zq_logs(system, *nobody, code=69)[1]
     system.start("zq.workers", "--queue", "q", "--tasks", "async_tasks", "--name", system.host)
     quiet = system.submit("async_tasks.plain")
     quiet.result(timeout_s=30)
