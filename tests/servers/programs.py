@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +46,8 @@ class Program(NamedTuple):
 SYSTEM = ("usr/sbin", "usr/local/sbin")
 """Not on everybody's PATH."""
 POSTGRES = Program("postgresql", ("initdb",), "the exam store on PostgreSQL", ("usr/lib/postgresql/*/bin",))
-MARIADB = Program("mariadb-server-core", ("mariadbd", "mysqld"), "the exam store on MariaDB", SYSTEM)
-MARIADB_CLIENT = Program("mariadb-client-core", ("mariadb", "mysql"), "the exam store on MariaDB")
+MARIADB = Program("mariadb-server-core", ("mariadbd",), "the exam store on MariaDB", SYSTEM)
+MARIADB_CLIENT = Program("mariadb-client-core", ("mariadb",), "the exam store on MariaDB")
 REDIS = Program("redis-server", ("redis-server",), "presence in Redis")
 CHROMIUM = Program("chromium", ("chromium", "chromium-browser", "google-chrome"), "the page in a browser")
 TIME = Program("time", ("time",), "the watchdog's figures against GNU time's", ("usr/bin",))
@@ -81,23 +82,33 @@ def install(packages: Sequence[str]) -> str:
     if os.geteuid() != 0:
         return "only root may install"
     print(f"installing what the tests need: {' '.join(packages)}", flush=True)
+    until_s = time.monotonic() + INSTALL_S
     with NoServiceStarts():
-        for command, within_s in (
-            (["apt-get", "-q", "-o", "DPkg::Lock::Timeout=60", "update"], UPDATE_S),
-            (["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120", "install", "--no-install-recommends", *packages],
-             INSTALL_S),
-        ):  # fmt: skip
-            env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            try:
-                done = subprocess.run(
-                    command, env=env, capture_output=True, text=True, check=False, timeout=within_s,
-                    stdin=subprocess.DEVNULL,
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                return f"`{' '.join(command)}` took longer than {within_s} s"
-            if done.returncode:
-                return f"`{' '.join(command)}` failed: {done.stderr.strip()[-400:]}"
-    return ""
+        apt_get("update", within_s=UPDATE_S)  # if it fails, what is known may still do
+        reason = _install(packages, until_s)
+        if reason and len(packages) > 1:
+            # One that this distribution does not have must not keep the others away.
+            reason = "; ".join(filter(None, [_install([package], until_s) for package in packages]))
+    return reason
+
+
+def _install(packages: Sequence[str], until_s: float) -> str:
+    # --no-remove: a server that is in the way of one of these stays, and its tests are skipped.
+    options = ("-y", "--no-install-recommends", "--no-remove")
+    return apt_get("install", *options, *packages, within_s=max(1.0, until_s - time.monotonic()))
+
+
+def apt_get(*words: str, within_s: float) -> str:
+    """The reason why it failed; empty if it did not."""
+    command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=60", *words]
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, timeout=within_s, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return f"`{' '.join(command)}` took longer than {within_s:.0f} s"
+    return f"`{' '.join(command)}` failed: {done.stderr.strip()[-400:]}" if done.returncode else ""
 
 
 class NoServiceStarts:

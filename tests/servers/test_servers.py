@@ -115,9 +115,24 @@ def test_apt_get_is_asked_for_what_is_missing_and_no_service_starts(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert programs.install(["redis-server"]) == ""
     asked = (tmp_path / "asked").read_text()
-    assert "--no-install-recommends redis-server\n#!/bin/sh\nexit 101\n" in asked
+    assert "--no-install-recommends --no-remove redis-server\n#!/bin/sh\nexit 101\n" in asked
     assert not (tmp_path / "policy").exists()
-    apt.write_text("#!/bin/sh\necho 'E: no such package' >&2\nexit 100\n")
-    assert programs.install(["redis-server"]).endswith("failed: E: no such package")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert programs.install(["redis-server"]) == "only root may install"
+
+
+def test_a_package_that_does_not_exist_keeps_no_other_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(
+        '#!/bin/sh\ncase "$*" in *chromium*) echo "E: no chromium" >&2; exit 100;; esac\n'
+        f'echo "$@" >> {tmp_path}/asked\n'
+    )
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("ZQ_TESTS_INSTALL", raising=False)
+    monkeypatch.setattr(programs.NoServiceStarts, "path", tmp_path / "policy")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    reason = programs.install(["redis-server", "chromium", "strace"])
+    assert reason.endswith("--no-remove chromium` failed: E: no chromium")
+    installed = [line.split()[-1] for line in (tmp_path / "asked").read_text().splitlines() if " install " in line]
+    assert installed == ["redis-server", "strace"]
