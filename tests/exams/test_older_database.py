@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,9 @@ def test_a_student_twice_in_an_exam_is_named_and_made_one_on_request(
     assert error.value.code == "conflict"
     assert len(column(older, "SELECT id FROM exam_students")) == 4, "nothing was changed"
     monkeypatch.setenv("ZQ_EXAMS_DATABASE", new_database_url)
+    plan = json.loads(CliRunner().invoke(main, ["exam", "migrate", "--dry-run", "--json"]).output)
+    assert (plan["changed"], plan["adopted"]) == (False, ["exams", "exam_students", "student_login_history"])
+    assert plan["duplicates"] == [{"exam": "1", "student": "2024001", "rows": 2}]
     told = CliRunner().invoke(main, ["exam", "migrate", "--dry-run"])
     assert "needs --merge-duplicates for 1 students" in told.output
     assert CliRunner().invoke(main, ["exam", "migrate"]).exit_code == 1
