@@ -24,8 +24,8 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from zq.broker.hours import Hours, changed, hour_key
-from zq.broker.journal import Counts, JournalError, JournalRefused, Notes, Step, apply_counts
+from zq.broker.hours import hour_key
+from zq.broker.journal import Counts, JournalRefused, Notes, Step
 from zq.broker.journal_folder import (
     LOG_FILE,
     begin_new,
@@ -43,26 +43,12 @@ from zq.broker.lmdb_view import (
     LOG_TAG,
     READERS_MAX,
     TABLES,
-    CountsRow,
     LmdbView,
-    decode_hour,
-    encode,
     refuse_format,
 )
-from zq.broker.pending import Pending
-from zq.broker.records import (
-    FORMAT,
-    AttemptRow,
-    EventRow,
-    HourRow,
-    Index,
-    JobRow,
-    KeptResult,
-    drops_result,
-    holds_key,
-    index_keys,
-    key_digest,
-)
+from zq.broker.log_entry import decode_entry, encode_entry
+from zq.broker.records import FORMAT, EventRow, HourRow, JobRow, KeptResult
+from zq.broker.unsettled import Unsettled
 from zq.broker.upgrade import upgrade
 from zq.broker.wal import SIZE_BYTES, TAG_BYTES, LogDamaged, WriteAheadLog, make_log
 from zq.protocol import limits
@@ -73,39 +59,6 @@ CHECKPOINT_STEPS = 16_384
 """Steps between two checkpoints at most: bounds the pages that LMDB's transaction holds in memory."""
 CHECKPOINT_AFTER_MS = 1000
 """The log is worked in after so long, for those who read the tables beside the broker."""
-
-
-class _LoggedStep(msgspec.Struct, frozen=True, array_like=True):
-    """A step in the log. Where it begins is known by those before it."""
-
-    id: bytes
-    after: JobRow | None
-    spec: bytes | None
-    attempts: tuple[AttemptRow, ...]
-    result: KeptResult | None
-    events: tuple[EventRow, ...]
-    anew: bool
-
-
-class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One commit in the log."""
-
-    time_ms: int
-    steps: list[_LoggedStep]
-    facts: dict[str, bytes]
-    events: list[EventRow]
-
-
-_decode_entry = msgspec.msgpack.Decoder(_Entry).decode
-
-
-def _entry(steps: Sequence[Step], now_ms: int, notes: Notes) -> bytes:
-    # As plain tuples, which are what the structs look like in msgpack: one object less to make for each step.
-    logged = [
-        (s.after.id if s.after is not None else s.before.id, s.after, s.spec, s.attempts, s.result, s.events, s.anew)  # type: ignore[union-attr]
-        for s in steps
-    ]
-    return encode((now_ms, logged, notes.facts, notes.events))
 
 
 class LmdbJournal(LmdbView):
@@ -122,12 +75,9 @@ class LmdbJournal(LmdbView):
         self._pid = os.getpid()
         self._commits_us: list[int] = []
         self.commits = 0
-        self._pending = Pending()
-        self._fresh_events: list[EventRow] = []
-        self._fresh_facts: dict[str, bytes] = {}
-        self._unsettled_counts: set[str] = set()
-        self._hours = Hours()
-        self._too_large: bytes | None = None
+        self._unsettled = Unsettled()
+        self._too_large: list[bytes] = []
+        """A commit that the log has no room for, until it is in the tables."""
         self._txn: lmdb.Transaction | None = None
         self._changed = False
         self._steps_since = 0
@@ -195,22 +145,15 @@ class LmdbJournal(LmdbView):
         self._seq = super().seq
         self._time_ms = super().time_ms
         self._last_event = super().last_event
-        self._counts = super().counts()
+        self._unsettled.counts = super().counts()
 
     def _replay(self) -> None:
         """Take the commits since the tables' checkpoint again."""
         if self._tag is None:
             return
-        entries = [*self._log.read(self._tag), *([self._too_large] if self._too_large is not None else [])]
-        for data in entries:
-            entry = _decode_entry(data)
-            steps: list[Step] = []
-            for logged in entry.steps:
-                before = self.row(logged.id)
-                steps.append(
-                    Step(before, logged.after, logged.spec, logged.attempts, logged.result, logged.events, logged.anew)
-                )
-            self._take(steps, entry.time_ms, Notes(entry.facts, entry.events))
+        for data in (*self._log.read(self._tag), *self._too_large):
+            entry = decode_entry(data)
+            self._take(entry.steps_from(self.row), entry.time_ms, entry.notes)
 
     # ------------------------------------------------------------------------------------------ committing
 
@@ -218,7 +161,7 @@ class LmdbJournal(LmdbView):
         assert os.getpid() == self._pid, "the journal was carried over a fork"
         begun_ns = time.perf_counter_ns()
         notes = notes or Notes()
-        entry = _entry(steps, now_ms, notes)
+        entry = encode_entry(steps, now_ms, notes)
         try:
             logged = self._log.append(entry)
             if not logged:
@@ -228,41 +171,28 @@ class LmdbJournal(LmdbView):
             raise failed(self.folder, error) from error
         self._take(steps, now_ms, notes)
         if not logged:  # larger than the whole log: it becomes durable in the tables
-            self._too_large = entry
+            self._too_large = [entry]
             self.checkpoint()
-            self._too_large = None
+            self._too_large = []
         self.commits += 1
         self._note_duration((time.perf_counter_ns() - begun_ns) // 1000)
 
     def _take(self, steps: Sequence[Step], now_ms: int, notes: Notes) -> None:
         """What the log has and the tables do not have yet."""
-        add = self._pending.add
-        add_hour = self._hours.add
-        counts = self._counts
-        events: list[EventRow] = []
+        unsettled = self._unsettled
+        unsettled.add(steps, notes)
         for step in steps:
-            add(step)
-            add_hour(step)
-            apply_counts(counts, step)
-            events += step.events
-            after = step.after
-            if after is not None:
-                self._unsettled_counts.add(after.queue)
-                if step.spec is not None and after.seq > self._seq:
-                    self._seq = after.seq
-        events += notes.events
-        if events:
-            events.sort(key=_number)
-            self._fresh_events += events
-            self._last_event = max(self._last_event, events[-1].number)
-        self._fresh_facts.update(notes.facts)
+            if step.spec is not None and step.after is not None and step.after.seq > self._seq:
+                self._seq = step.after.seq
+        if unsettled.events:
+            self._last_event = max(self._last_event, unsettled.events[-1].number)
         self._time_ms = max(self._time_ms, now_ms)
         self._steps_since += len(steps)
         self._log_since_ms = self._log_since_ms or now_ms
 
     def tend(self, now_ms: int) -> None:
         """Do what is due of settling and checkpoints. Call it when everything has been said."""
-        if len(self._pending.steps) >= SETTLE_JOBS:
+        if len(self._unsettled.pending.steps) >= SETTLE_JOBS:
             self._settle()
         overdue = self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_AFTER_MS
         if overdue or self._steps_since >= CHECKPOINT_STEPS or self._log.half_full:
@@ -294,13 +224,9 @@ class LmdbJournal(LmdbView):
 
     def _settle(self) -> None:
         """Put what is only in the log into the tables' open transaction."""
-        if self._fresh_events or self._fresh_facts or self._pending.steps:
+        if self._unsettled:
             self._in_tables(self._put_all)
-            self._pending.clear()
-            self._fresh_events.clear()
-            self._fresh_facts.clear()
-            self._unsettled_counts.clear()
-            self._hours.changes.clear()
+            self._unsettled.clear()
 
     def _in_tables(self, work: Callable[[], None]) -> None:
         """Run `work`, which changes the tables; if the map is too small for it, in a larger one, from the log again."""
@@ -321,84 +247,17 @@ class LmdbJournal(LmdbView):
             self._txn = None
         self._env.set_mapsize(self._env.info()["map_size"] * 2)
         epoch = self._epoch
-        self._pending.clear()
-        self._fresh_events.clear()
-        self._fresh_facts.clear()
-        self._hours.changes.clear()
+        self._unsettled.clear()
         self._load()
         self._replay()
         self._epoch = epoch
 
     def _put_all(self) -> None:
-        txn, tables = self._writer(), self._tables
-        rows: list[tuple[bytes, bytes]] = []
-        specs: list[tuple[bytes, bytes]] = []
-        attempts: list[tuple[bytes, bytes]] = []
-        indexed: dict[Index, list[tuple[bytes, bytes]]] = {index: [] for index in Index}
-        keyed: list[tuple[bytes, bytes]] = []
-        # What is taken away is out of the way before anything is put: a key goes from one job to the next.
-        for step in self._pending.steps.values():
-            after = step.after
-            keys = index_keys(after) if after is not None else []
-            if step.before is not None:
-                self._take_away(txn, step, keys)
-            if after is None:
-                continue
-            job_id = after.id
-            rows.append((job_id, encode(after)))
-            for index, key in keys:
-                indexed[index].append((key, job_id))
-            if holds_key(after):
-                keyed.append((key_digest(after.key), job_id))
-            if step.spec is not None:
-                specs.append((job_id, step.spec))
-            for attempt in step.attempts:
-                attempts.append((job_id + attempt.number.to_bytes(4, "big"), encode(attempt)))
-            if step.result is not None:
-                txn.put(job_id, encode(step.result), db=tables["result"])
-        puts = (("row", rows), ("spec", specs), ("attempt", attempts), ("keyed", keyed), *indexed.items())
-        for name, entries in puts:
-            if entries:
-                entries.sort()
-                txn.cursor(db=tables[name]).putmulti(entries)
-        events = [(event.number.to_bytes(8, "big"), encode(event)) for event in self._fresh_events]
-        txn.cursor(db=tables["event"]).putmulti(events)
-        # As many as come may go, and then some: a million are kept, however many come in a second.
-        surplus = int(txn.stat(tables["event"])["entries"]) - limits.EVENTS_KEPT_MAX
+        self._unsettled.put(self._writer(), self._tables)
+        # As many events as come may go, and then some: a million are kept, however many come in a second.
+        surplus = int(self._writer().stat(self._tables["event"])["entries"]) - limits.EVENTS_KEPT_MAX
         if surplus > 0:
-            self._drop_events(min(surplus, 2 * len(events)))
-        for name, value in self._fresh_facts.items():
-            txn.put(name.encode(), value, db=tables["fact"])
-        for queue in self._unsettled_counts:
-            now = self._counts[queue]
-            row = CountsRow(queue, now.accepted, {int(s): n for s, n in now.by_state.items()})
-            txn.put(key_digest(queue), encode(row), db=tables["counts"])
-        for (queue, start_ms), by in self._hours.changes.items():
-            key = hour_key(queue, start_ms)
-            found = txn.get(key, db=tables["hour"])
-            earlier = decode_hour(found) if found is not None else None
-            txn.put(key, encode(changed(earlier, queue, start_ms, by)), db=tables["hour"])
-
-    def _take_away(self, txn: lmdb.Transaction, step: Step, kept: list[tuple[Index, bytes]]) -> None:
-        """What the tables have of a job and will not have any more."""
-        before, after, tables = step.before, step.after, self._tables
-        assert before is not None
-        for entry in index_keys(before):
-            if entry not in kept and not txn.delete(entry[1], db=tables[entry[0]]):
-                raise JournalError(f"index {entry[0]} has lost job {before.id.hex()}")
-        if holds_key(before) and not (after is not None and holds_key(after)):
-            txn.delete(key_digest(before.key), db=tables["keyed"])
-        if after is None or step.anew:
-            self._forget(txn, before.id)
-        elif drops_result(before, after):
-            txn.delete(before.id, db=tables["result"])
-
-    def _forget(self, txn: lmdb.Transaction, job_id: bytes) -> None:
-        for name in ("row", "spec", "result"):
-            txn.delete(job_id, db=self._tables[name])
-        cursor = txn.cursor(db=self._tables["attempt"])
-        while cursor.set_range(job_id) and bytes(cursor.key()).startswith(job_id):
-            cursor.delete()
+            self._drop_events(min(surplus, 2 * len(self._unsettled.events)))
 
     def forget_events(self, kept_max: int, limit: int) -> None:
         """See Journal. It is not logged: a crash before the next checkpoint only brings old events back."""
@@ -444,33 +303,33 @@ class LmdbJournal(LmdbView):
             self._txn = None
 
     def row(self, job_id: bytes) -> JobRow | None:
-        step = self._pending.steps.get(job_id)
+        step = self._unsettled.pending.steps.get(job_id)
         return step.after if step is not None else self._row_in(self._writer(), job_id)
 
     def spec(self, job_id: bytes) -> bytes | None:
-        step = self._pending.steps.get(job_id)
+        step = self._unsettled.pending.steps.get(job_id)
         if step is None or (step.after is not None and step.spec is None):
             return self._spec_in(self._writer(), job_id)
         return step.spec if step.after is not None else None
 
     def result(self, job_id: bytes) -> KeptResult | None:
-        step = self._pending.steps.get(job_id)
+        step = self._unsettled.pending.steps.get(job_id)
         if step is not None and (step.result is not None or step.before is None):
             return step.result
         return super().result(job_id)
 
     def key_holder(self, key: str) -> bytes | None:
-        keys = self._pending.keys
+        keys = self._unsettled.pending.keys
         return keys[key] if key in keys else self._key_holder_in(self._writer(), key)
 
     def events(self, after: int, limit: int) -> list[EventRow]:
-        fresh = self._fresh_events
+        fresh = self._unsettled.events
         if fresh and after >= fresh[0].number - 1:
             return fresh[after + 1 - fresh[0].number :][:limit]
         return super().events(after, limit)
 
     def counts(self) -> dict[str, Counts]:
-        return {name: counts.copy() for name, counts in self._counts.items()}
+        return {name: counts.copy() for name, counts in self._unsettled.counts.items()}
 
     @property
     def epoch(self) -> int:
@@ -517,10 +376,6 @@ class LmdbJournal(LmdbView):
         self._log.close()
         self._env.close()
         os.close(self._lock)
-
-
-def _number(event: EventRow) -> int:
-    return event.number
 
 
 def _environment(folder: Path, map_size_bytes: int, *, sync: bool = True) -> lmdb.Environment:
