@@ -22,7 +22,8 @@ from zq.workers.process import resident_bytes
 from zq.workers.reports import reported
 from zq.workers.slots import Keeper, Slot, SlotState
 from zq.workers.sweep import own_marker
-from zq.workers.watchdog import FROZEN_S, Limits, Sample, TreeSampler, Verdict, attempt_usage, process_cpu_s, verdict
+from zq.workers.watchdog import FROZEN_S, Limits
+from zq.workers.watched import Watched
 
 RETRY_S: Final = 1.0
 """Before a slot, or a keeper, that died without having been of use is replaced; for a keeper doubled each time."""
@@ -35,50 +36,11 @@ STOP_S_MAX: Final = 5.0
 _WEIGH_S: Final = 1.0
 """Between looks at how large a slot has grown."""
 _OF_SLOTS: Final = (slots.Opened, slots.Finished, slots.Progressed, slots.StillMineAsked, slots.Ended)
-LARGE_SAMPLE_S: Final = 0.1
-"""A tree that has half of the memory it may have is looked at so often: memory goes fast."""
 _logger = logging.getLogger("zq.workers")
 
 
 class TasksBroken(Exception):
     """The task modules cannot be used; the text says why. A restart does not mend it."""
-
-
-class _Attempt:
-    """One job in one slot."""
-
-    __slots__ = (
-        "cpu_zero_s", "heard_s", "limits", "overrun", "sample", "sampler", "seq", "soft_told", "started_s", "token",
-    )  # fmt: skip
-
-    def __init__(self, token: int, seq: int, limits: Limits) -> None:
-        self.token = token
-        self.seq = seq
-        self.limits = limits
-        self.started_s = 0.0
-        self.heard_s = 0.0
-        """When the task last reported progress."""
-        self.cpu_zero_s = 0.0
-        self.sampler: TreeSampler | None = None
-        """Made with the first sample: most jobs end before."""
-        self.sample: Sample | None = None
-        self.soft_told = False
-        self.overrun = False
-
-    def start(self, slot_pid: int, now_s: float) -> None:
-        self.started_s = now_s
-        self.cpu_zero_s = process_cpu_s(slot_pid)
-
-    def due_s(self, sample_s: float, sampled_s: float) -> float:
-        """When to look again: after `sample_s`, or when a limit passes."""
-        due_s = sampled_s + sample_s
-        if not self.soft_told:
-            due_s = min(due_s, max(sampled_s, self.started_s + self.limits.soft_s))
-        if not self.overrun:
-            due_s = min(due_s, max(sampled_s, self.started_s + self.limits.hard_s))
-        if self.sample is not None and 2 * self.sample.rss_bytes > self.limits.memory_bytes > 0:
-            due_s = min(due_s, sampled_s + LARGE_SAMPLE_S)
-        return due_s
 
 
 class _Place:
@@ -88,7 +50,7 @@ class _Place:
         self.number = number
         self.queue = queue
         self.slot = slot
-        self.attempts: deque[_Attempt] = deque()
+        self.attempts: deque[Watched] = deque()
         """What the slot has, in its order: the first one runs."""
         self.unsent: list[Assignment] = []
         """The last of them, until `Crew.flush`."""
@@ -103,7 +65,7 @@ class _Place:
         """Whether the slot in its place has been asked for."""
 
     @property
-    def attempt(self) -> _Attempt | None:
+    def attempt(self) -> Watched | None:
         return self.attempts[0] if self.attempts else None
 
 
@@ -166,7 +128,8 @@ class Crew:
                 self._open(due[1], now_s)
         for place in self._places.values():
             if place.attempt is not None and now_s >= place.look_s:
-                events += self._judge(place, place.attempt, now_s)
+                events += place.attempt.judge(place.slot, now_s, late=now_s - place.look_s > FROZEN_S)
+                place.look_s = place.attempt.due_s(self._section.sample_s, now_s)
         for lanes in self._lanes.values():
             events += lanes.look(now_s)
         events += self._end_late_starters(now_s)
@@ -229,7 +192,7 @@ class Crew:
         if not place.unsent:
             self._unsent.append(place)
         place.unsent.append(assignment)
-        attempt = _Attempt(effect.token, self._seqs, self._limits(spec))
+        attempt = Watched(effect.token, self._seqs, self._limits(spec))
         place.attempts.append(attempt)
         if len(place.attempts) == 1:
             self._begin(place, attempt, now_s)
@@ -241,7 +204,7 @@ class Crew:
         stall_s = spec.stall_after_ms / 1000
         return Limits(spec.soft_limit_ms / 1000, spec.hard_limit_ms / 1000, min(bounds, default=0), stall_s)
 
-    def _begin(self, place: _Place, attempt: _Attempt, now_s: float) -> None:
+    def _begin(self, place: _Place, attempt: Watched, now_s: float) -> None:
         attempt.start(place.slot.pid, now_s)
         place.look_s = attempt.due_s(self._section.sample_s, now_s)
 
@@ -282,8 +245,7 @@ class Crew:
             return []
         events: list[io.Event] = []
         if place.attempt is not None and place.slot.state is SlotState.OPEN:
-            _, sample = self._measure(place, place.attempt, now_s)
-            events.append(_sampled(place.attempt, sample, now_s))
+            events.append(place.attempt.measured(place.slot.pid, now_s))
         place.planned = True
         place.slot.end(self._section.kill_grace_s, effect.why)
         return events
@@ -467,60 +429,3 @@ class Crew:
         wait_s = min(RETRY_S_MAX, RETRY_S * 2**self._keeper_failures)
         self._keeper_s = now_s + wait_s
         _logger.error("the keeper of the slots has ended (status %d); another one starts in %g s", status, wait_s)
-
-    # ------------------------------------------------------------------------------------------ the watchdog
-
-    def _judge(self, place: _Place, attempt: _Attempt, now_s: float) -> list[io.Event]:
-        if now_s - place.look_s > FROZEN_S:
-            attempt.heard_s = now_s
-        sampler, sample = self._measure(place, attempt, now_s)
-        limits = attempt.limits
-        events: list[io.Event] = []
-        match verdict(sample, limits, now_s):
-            case Verdict.SOFT:
-                self._tell_soft(place, attempt, f"over the soft limit of {limits.soft_s:g} s")
-            case Verdict.STALLED:
-                sampler.told_stall(now_s)
-                self._tell_soft(place, attempt, f"stalled: no sign of life for {limits.stall_s:g} s")
-            case Verdict.STUCK if not attempt.overrun:
-                attempt.overrun = True
-                still = f"no sign of life for {now_s - sample.alive_s:.0f} s, and none after its soft limit"
-                events.append(io.Overrun(attempt.token, f"stalled: {still}"))
-            case Verdict.HARD if not attempt.overrun:
-                attempt.overrun = True
-                events.append(io.Overrun(attempt.token, f"over the hard limit of {limits.hard_s:g} s"))
-            case Verdict.MEMORY if not attempt.overrun:
-                attempt.overrun = True
-                used, allowed = sample.rss_bytes >> 20, limits.memory_bytes >> 20
-                error = f"over the memory limit: {sample.processes} processes with {used} MiB; {allowed} are allowed"
-                events.append(io.Overrun(attempt.token, error))
-            case _:
-                pass
-        events.insert(0, _sampled(attempt, sample, now_s))
-        place.look_s = attempt.due_s(self._section.sample_s, now_s)
-        return events
-
-    def _measure(self, place: _Place, attempt: _Attempt, now_s: float) -> tuple[TreeSampler, Sample]:
-        sampler = attempt.sampler
-        if sampler is None:
-            sampler = attempt.sampler = TreeSampler(place.slot.pid, attempt.started_s, attempt.cpu_zero_s)
-        if attempt.heard_s:
-            sampler.alive(attempt.heard_s)
-            attempt.heard_s = 0.0
-        attempt.sample = sampler.sample(now_s)
-        return sampler, attempt.sample
-
-    def _tell_soft(self, place: _Place, attempt: _Attempt, reason: str) -> None:
-        """Once: a task that has been told why it should stop is not told again."""
-        if not attempt.soft_told:
-            attempt.soft_told = True
-            place.slot.soft_limit(reason)
-            if attempt.sampler is not None:
-                attempt.sampler.told_soft()
-
-
-def _sampled(attempt: _Attempt, sample: Sample, now_s: float) -> io.Sampled:
-    quiet_s = max(0.0, now_s - sample.alive_s)
-    stall_s = attempt.limits.stall_s
-    stalled = bool(stall_s) and quiet_s >= stall_s
-    return io.Sampled(attempt.token, attempt_usage(None, sample), sample.rss_bytes, round(1000 * quiet_s), stalled)
