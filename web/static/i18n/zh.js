@@ -18,7 +18,7 @@ export const zh = {
   "time.now": "刚刚", "time.ago": "{time}前", "time.in": "{time}后",
   "span.15min": "15 分钟", "span.1h": "1 小时", "span.6h": "6 小时",
   "state.scheduled": "已计划", "state.ready": "就绪", "state.running": "运行中", "state.done": "完成", "state.dead": "死信", "state.cancelled": "已取消", "state.expired": "已过期",
-  "chart.span": "显示时段", "chart.flow": "吞吐量", "chart.backlog": "积压", "chart.done": "完成", "chart.accepted": "接收", "chart.failed": "最终失败", "chart.none": "尚无数据", "chart.begins": "自 {time} 起有记录；更早的事件已不再保留。",
+  "chart.span": "显示时段", "chart.flow": "吞吐量", "chart.backlog": "积压", "chart.done": "完成", "chart.accepted": "接收", "chart.failed": "最终失败", "chart.none": "尚无数据", "chart.begins": "自 {time} 起有记录。",
   "overview.sub": "正在运行什么、等待什么、哪里出了问题", "overview.running": "正在运行", "overview.dead": "失败原因", "overview.idle": "当前没有运行中的作业", "overview.idle-text": "工作进程一取走作业，就会显示在这里。",
   "tile.waiting": "等待中", "tile.oldest": "最久 {time}", "tile.scheduled": "已计划 {n} 个", "tile.running": "运行中", "tile.slots": "空闲槽位 {free}/{slots}", "tile.done": "完成", "tile.per-minute": "每分钟 {rate} 个", "tile.dead": "死信", "tile.dead-some": "等待处理", "tile.dead-none": "没有", "tile.workers": "工作进程", "tile.queues": "{n} 个队列",
   "alarm.broker_away": "代理没有响应", "alarm.not_accepting": "代理不接收作业：请检查其磁盘和日志", "alarm.disk_low": "代理的磁盘即将写满：剩余 {size}", "alarm.unserved": "队列 {name} 没有工作进程，{n} 个作业在等待", "alarm.start": "启动一个：", "alarm.worker_silent": "工作进程 {name} 已 {time}没有消息", "alarm.paused": "队列 {name} 已暂停，{n} 个作业在等待",

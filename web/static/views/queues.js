@@ -105,7 +105,7 @@ function facts(one, live) {
   return html`<section class="card"><div class="body"><p class="segments">${states}</p></div><div class="body"><dl class="facts">
     ${fact(t("col.slots"), slotsOf(one))}
     ${fact(t("col.oldest"), one.ready ? duration(one.oldest_ready_s) : "–")}
-    ${fact(t("col.done-rate"), `${rate(live.rates[one.name]?.done_per_s)} ${t("unit.per-s")}`)}
+    ${fact(t("col.done-rate"), rate(live.rates[one.name]?.done_per_s))}
     ${fact(t("queue.accepted"), whole(one.accepted))}
     ${fact(t("col.limits"), limitsOf(one).join(", ") || t("limit.none"))}
   </dl></div></section>`;
