@@ -14,6 +14,7 @@ import zmq
 
 import zq.protocol.messages as m
 from tests.broker.process import Broker, Connect, job, running
+from tests.waiting import wait_until
 from zq.keys import KeyFile, load_key_file, new_key, revoke
 from zq.protocol.errors import Code
 from zq.protocol.job import JobSpec, encode_spec, job_id_from, new_job_id
@@ -132,16 +133,9 @@ def secured(tmp_path: Path) -> Iterator[Broker]:
         yield started
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-
-
 def test_only_authorized_keys_get_in_and_only_as_what_they_are(secured: Broker, connect: Connect) -> None:
     keys = secured.folder / "keys"
-    wait_for(keys / "local.key")
+    wait_until((keys / "local.key").exists)
     camera = load_key_file(new_key(keys, "camera", "submitter", ("thumb*",)))
     peer = connect(secured.address, camera)
     session = peer.hello(Role.SUBMITTER).session
@@ -155,7 +149,7 @@ def test_only_authorized_keys_get_in_and_only_as_what_they_are(secured: Broker, 
 
 def test_a_strangers_key_and_no_key_get_nothing(secured: Broker, connect: Connect) -> None:
     keys = secured.folder / "keys"
-    wait_for(keys / "local.key")
+    wait_until((keys / "local.key").exists)
     local = load_key_file(keys / "local.key")
     assert isinstance(connect(secured.address, local).hello(), m.Welcome)
     public, secret = zmq.curve_keypair()
@@ -169,7 +163,7 @@ def test_a_strangers_key_and_no_key_get_nothing(secured: Broker, connect: Connec
 
 def test_a_revoked_key_is_refused_on_the_connection_it_has(secured: Broker, connect: Connect) -> None:
     keys = secured.folder / "keys"
-    wait_for(keys / "local.key")
+    wait_until((keys / "local.key").exists)
     peer = connect(secured.address, load_key_file(new_key(keys, "camera", "monitor")))
     session = peer.hello(Role.MONITOR).session
     revoke(keys, "camera")
@@ -181,7 +175,7 @@ def test_a_revoked_key_is_refused_on_the_connection_it_has(secured: Broker, conn
 
 def test_secret_files_are_private_and_others_are_refused(secured: Broker) -> None:
     keys = secured.folder / "keys"
-    wait_for(keys / "local.key")
+    wait_until((keys / "local.key").exists)
     assert keys.stat().st_mode & 0o777 == 0o700
     assert all(file.stat().st_mode & 0o077 == 0 for file in keys.glob("*.key"))
     (keys / "local.key").chmod(0o644)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from tests.conftest import LiveBroker
+from tests.waiting import wait_until
 from zq import AsyncClient, Client
 from zq.config import BrokerSection, ClientSection, ConfigError
 from zq.exceptions import Refused, Unavailable
@@ -29,17 +30,9 @@ def curve_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Li
     broker.end()
 
 
-def wait_for(path: Path) -> Path:
-    deadline_s = time.monotonic() + 10
-    while not path.exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    return path
-
-
 def test_keys_decide(curve_broker: LiveBroker) -> None:
     folder = keys_folder(curve_broker.config)
-    wait_for(folder / "local.key")
+    wait_until((folder / "local.key").exists)
     with Client(curve_broker.config) as local:
         local.submit("m.f", queue="q")
 
@@ -65,7 +58,7 @@ def test_keys_decide(curve_broker: LiveBroker) -> None:
 def test_a_key_that_is_authorized_late_gets_in(curve_broker: LiveBroker) -> None:
     """A refused CURVE handshake is never tried again by libzmq: the client opens another socket."""
     folder = keys_folder(curve_broker.config)
-    wait_for(folder / "local.key")
+    wait_until((folder / "local.key").exists)
     key = new_key(folder, "late", "submitter")
     authorized = folder / "authorized" / "late.toml"
     kept = authorized.rename(folder / "late.kept")

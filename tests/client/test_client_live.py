@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import LiveBroker
 from tests.ports import free_port
+from tests.waiting import wait_until
 from zq import AsyncClient, Client, JobRequest
 from zq.client import sync, verbs
 from zq.client.blocking import IN_FLIGHT_MAX
@@ -405,10 +406,3 @@ def test_async_a_client_belongs_to_one_loop(live_broker: LiveBroker) -> None:
         with pytest.raises(Invalid, match="event loop"):
             asyncio.run(client.queues())
         first.run(client.close())
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ import pytest
 
 import zq.protocol.messages as m
 from tests.broker.process import Broker, Connect, Peer, job, running
+from tests.waiting import wait_until
 from zq.broker.ballast import Ballast
 from zq.broker.check import check
 from zq.broker.lmdb_view import open_to_read
@@ -58,13 +58,6 @@ def leave(disk: Path, free_bytes: int) -> None:
                 filler.flush()
             except OSError:
                 return
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 class Work:
@@ -131,22 +124,22 @@ def test_a_disk_that_fills_up_stops_new_jobs_and_nothing_else(small_disk: Path, 
         names = [f"job-{n}" for n in range(100)]
         for name in [*names, "unwanted"]:
             assert work.submit(name).status is ReceiptStatus.ACCEPTED
-        eventually(lambda: ballast.exists() and ballast.stat().st_blocks * 512 == 4 * MIB, "there is no ballast")
+        wait_until(lambda: ballast.exists() and ballast.stat().st_blocks * 512 == 4 * MIB, what="ballast")
         leave(small_disk, 10 * MIB)
-        eventually(work.refused, "new jobs are taken on a disk that is low")
+        wait_until(work.refused, what="a refusal on a disk that is low")
         assert ballast.exists()
         for _ in range(20):
             work.finish(work.lease(), 10_000)
         leave(small_disk, MIB)
-        eventually(lambda: not ballast.exists(), "the ballast is kept on a disk that is nearly full")
+        wait_until(lambda: not ballast.exists(), what="the ballast's end on a disk that is nearly full")
         for _ in range(79):
             work.finish(work.lease(), 10_000)
         assert work.cancel("unwanted") in (State.CANCELLED, State.RUNNING)
         assert work.refused()
         whole(broker)
         (small_disk / "filler").unlink()
-        eventually(lambda: not work.refused(), "new jobs are refused though there is room")
-        eventually(ballast.exists, "there is room, and no ballast")
+        wait_until(lambda: not work.refused(), what="taking jobs where there is room")
+        wait_until(ballast.exists, what="ballast where there is room")
         work.finish(work.lease(), 10)
         whole(broker)
 
@@ -160,7 +153,7 @@ def test_a_broker_whose_disk_is_full_at_once_comes_back_on_its_ballast(small_dis
         for name in names:
             assert work.submit(name).status is ReceiptStatus.ACCEPTED
         leases = [work.lease() for _ in names]
-        eventually(ballast.exists, "there is no ballast")
+        wait_until(ballast.exists, what="ballast")
         broker.end(signal.SIGKILL)
     leave(small_disk, 0)
     with running(broker):
