@@ -21,6 +21,8 @@ from benchmarks.figures import percentile
 _MESSAGE: Final = b"m" * 120
 """About what a SUBMIT with one small job weighs."""
 _VALUE: Final = b"v" * 256
+_REST_S: Final = 0.012
+"""As before each submit whose latency is measured."""
 _IN_FLIGHT: Final = 50
 _BATCH: Final = 50
 """Jobs in one message of the batched echo."""
@@ -34,6 +36,8 @@ def measure(folder: Path, seconds: float) -> dict[str, float]:
         found[f"lmdb_{group}_per_s"] = _lmdb(folder / f"lmdb-{group}", group, seconds)
     found |= _zmq(seconds)
     found["durable_echo_per_s"] = _durable_echo(folder / "echo", seconds)
+    found["rested_round_trip_ms"] = _rested_ms(None, seconds)
+    found["rested_synced_echo_ms"] = _rested_ms(folder / "synced", seconds)
     return found | derived(found)
 
 
@@ -132,6 +136,20 @@ def _durable_echo(folder: Path, seconds: float) -> float:
         return _rate(turn, seconds)
 
 
+def _rested_ms(file: Path | None, seconds: float) -> float:
+    """An echo after a pause each time, p50: on a machine with nothing to do every thread on the way has to be woken up,
+    and its processor, too. With a file, 4 KiB of it are written and synced before the answer."""
+    with _echo(*([] if file is None else ["--sync", str(file)])) as dealer:
+        times_ms = []
+        for _ in range(max(10, round(100 * seconds))):
+            time.sleep(_REST_S)
+            start_ns = time.perf_counter_ns()
+            dealer.send(_MESSAGE)
+            dealer.recv()
+            times_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
+    return percentile(times_ms, 50)
+
+
 def _zmq(seconds: float) -> dict[str, float]:
     with _echo() as dealer:
         times_us: list[float] = []
@@ -167,9 +185,11 @@ def _pipelined(dealer: zmq.Socket[bytes], message: bytes, seconds: float) -> flo
     return rate
 
 
-def _echo_for_ever(folder: str | None = None) -> None:
-    """With a folder, each message is answered when a record for it has been committed there."""
-    rows = _Rows(Path(folder)) if folder is not None else None
+def _echo_for_ever(*arguments: str) -> None:
+    """With a folder, each message is answered when a record for it has been committed there; with `--sync FILE`, when a
+    block of the file has been written and synced."""
+    rows = _Rows(Path(arguments[0])) if len(arguments) == 1 else None
+    file = os.open(arguments[1], os.O_RDWR) if len(arguments) == 2 else None
     router: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
     router.bind("tcp://127.0.0.1:*")
     print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
@@ -177,6 +197,9 @@ def _echo_for_ever(folder: str | None = None) -> None:
         parts = router.recv_multipart()
         if rows is not None:
             rows.commit(1)
+        if file is not None:
+            os.pwrite(file, bytes(4096), 0)
+            os.fdatasync(file)
         router.send_multipart(parts)
 
 

@@ -216,6 +216,8 @@ _LIMITS = {
     "zmq_echo_per_s": "pyzmq echo, 50 messages in flight, per second",
     "zmq_batched_jobs_per_s": "pyzmq echo, 50 jobs in a message, jobs per second",
     "durable_echo_per_s": "pyzmq echo that commits a record in LMDB before it answers, one at a time, per second",
+    "rested_round_trip_ms": "pyzmq round trip, 12 ms of rest before each, p50, ms",
+    "rested_synced_echo_ms": "the same with 4 KiB written and synced before the answer, p50, ms",
     "confirmed_limit_per_s": "one round trip and one commit, one after the other, per second",
     "start_limit_ms": "the same as a time, ms: no job can start sooner after its submit",
     "result_limit_ms": "two round trips and two commits, ms: no result can be there sooner",
