@@ -33,6 +33,8 @@ LINE_BYTES_MAX: Final = 64 << 10
 STDERR_TAIL_BYTES: Final = 8 << 10
 _READ_BYTES: Final = 64 << 10
 _FEED_BYTES: Final = 1 << 20
+_DESCRIPTORS_MAX: Final = 1 << 20
+"""What Linux allows a process by default (fs.nr_open)."""
 _READS_AT_END_MAX: Final = 1024
 """After the program has ended its pipes are emptied, but a child of its that still writes is not waited for."""
 
@@ -213,7 +215,8 @@ def _be_child(function: Callable[[], int], cwd: Path, enter: Callable[[], None],
         enter()
         os.dup2(out, 1)
         os.dup2(err, 2)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        # Not up to the bound on open files: that may be lower by now than what is open.
+        os.closerange(3, _DESCRIPTORS_MAX)
         os.chdir(cwd)
         for signum in (signal.SIGTERM, signal.SIGINT, DOORBELL):
             signal.signal(signum, signal.SIG_DFL)

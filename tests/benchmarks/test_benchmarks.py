@@ -187,3 +187,13 @@ def test_zq_goes_through_the_driver_with_small_counts(tmp_path: Path) -> None:
             assert figures[name] > 0
     finally:
         server.end()
+
+
+@pytest.mark.long
+def test_the_merge_is_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.merging", "--only", "hour", "--only", "crowd", "--hours", "0.03"]
+    command += ["--repetitions", "1", "--students", "2", "--segments", "3", "--segment-s", "1", "--json"]
+    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    assert set(found) == {"hour", "crowd"}
+    assert found["hour"]["merge_without_decode_s"] > 0
+    assert found["crowd"]["students"] == 2

@@ -278,8 +278,12 @@ def fork(what: str) -> dict[str, Any]:
     lines: list[str] = []
     job: Any = zq.current_job()
     functions = {"look": _look_around, "raise": _raise, "crash": _crash, "take": _take_much}
-    limits = zq.ProcessLimits(cpu_s=7, memory_bytes=512 << 20)
-    result = job.run_forked(functions[what], cwd=Path("/"), limits=limits, on_stdout_line=lines.append)
+    limits = zq.ProcessLimits(cpu_s=7, memory_bytes=512 << 20, open_files=64)
+    os.dup2(0, 200)  # above that bound, and not for the child
+    try:
+        result = job.run_forked(functions[what], cwd=Path("/"), limits=limits, on_stdout_line=lines.append)
+    finally:
+        os.close(200)
     return {"returncode": result.returncode, "stderr": result.stderr_tail, "lines": lines}
 
 
