@@ -6,6 +6,8 @@ servers need not survive a power cut, and their tests should be quick.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import shutil
@@ -28,6 +30,9 @@ from tests.servers.programs import MARIADB, MARIADB_CLIENT, POSTGRES, REDIS, Pro
 START_S, END_S = 60.0, 10.0
 TRIES = 3
 """Of another port, if somebody was quicker to take the one that was free."""
+PREFIX = "zq-test-server-"
+NEW_S = 60.0
+"""A folder so young may not have been locked yet."""
 AS_ROOT = os.geteuid() == 0
 
 
@@ -37,6 +42,27 @@ def need(program: Program) -> Path:
     if found is None:
         pytest.skip(f"NOT TESTED: {program.tests}. {program.names[0]} is missing: apt-get install {program.package}")
     return found
+
+
+def _locked(folder: Path) -> int:
+    """Lock a server's folder for as long as this process lives; the descriptor."""
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of test processes that were killed."""
+    for lock in parent.glob(f"{PREFIX}*/lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime < NEW_S:
+                continue
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 class ServerProcess:
@@ -49,7 +75,8 @@ class ServerProcess:
 
     def __init__(self) -> None:
         # Not pytest's folder: that one is closed to other accounts, and too deep for a UNIX socket.
-        self.folder = Path(tempfile.mkdtemp(prefix="zq-test-server-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = _locked(self.folder)
         self.port = 0
 
     def prepare(self) -> None:
@@ -66,13 +93,14 @@ class ServerProcess:
         try:
             if self.account is not None:
                 os.chown(self.folder, self.account.pw_uid, self.account.pw_gid)
+            _sweep(self.folder.parent)
             self.prepare()
             for _ in range(TRIES):
                 if self._start():
                     return self
             raise RuntimeError(f"{type(self).__name__} does not start: {self._log()}")
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
             raise
 
     def run(self, *command: str) -> str:
@@ -120,7 +148,11 @@ class ServerProcess:
 
     def __exit__(self, *exc: object) -> None:
         self._end()
+        self._clear()
+
+    def _clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
 
 
 class Postgres(ServerProcess):

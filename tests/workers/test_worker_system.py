@@ -351,4 +351,6 @@ def test_tiny_jobs_are_not_held_up_by_a_slow_one_among_them(system: System) -> N
     [queue] = [queue for queue in system.client.queues() if queue.name == "q"]
     assert (queue.done, queue.running) == (1500, 1)
     system.go()
-    assert slow_job.result(timeout_s=DEADLINE_S) == 1
+    slow_job.result(timeout_s=DEADLINE_S)
+    # It may have been given back before it began, which costs it nothing; it began once.
+    assert len(list(system.folder.glob("started-*"))) == 1
