@@ -83,7 +83,9 @@ def test_follow_goes_on_until_the_job_has_ended(system: System) -> None:
     following.communicate()
 
 
-def test_what_cannot_be_found_is_said(system: System, tmp_path: Path) -> None:
+def test_what_cannot_be_found_is_said(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system.broker()
     waits = system.submit("nobody.has_it")
     assert zq_logs(system, waits.id) == ([], "zq logs: it has not run yet\n")
@@ -91,7 +93,9 @@ def test_what_cannot_be_found_is_said(system: System, tmp_path: Path) -> None:
     assert "not_found" in zq_logs(system, unknown, code=1)[1].lower()
     assert "is not a job id" in zq_logs(system, "nonsense", code=2)[1]
     nobody = ("--broker", "tcp://127.0.0.1:9", unknown)
-    assert "no answer from the broker" in zq_logs(system, *nobody, code=69)[1]
+    with monkeypatch.context() as patch:
+        patch.setenv("ZQ_CLIENT_TIMEOUT_S", "0.5")
+        assert "no answer from the broker" in zq_logs(system, *nobody, code=69)[1]
     system.start("zq.workers", "--queue", "q", "--tasks", "async_tasks", "--name", system.host)
     quiet = system.submit("async_tasks.plain")
     quiet.result(timeout_s=30)
