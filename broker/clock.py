@@ -7,9 +7,12 @@ half a per cent at most, so an ordinary correction of the wall clock is followed
 
 from __future__ import annotations
 
+import ctypes
 import time
+from contextlib import suppress
 
 _DRAW = 0.005
+_PR_SET_TIMERSLACK = 29
 
 
 class Clock:
@@ -31,6 +34,13 @@ class Clock:
         draw_ms = elapsed_ms * _DRAW
         self._now_ms = target_ms + min(draw_ms, max(-draw_ms, wall_ms - target_ms))
         return int(self._now_ms)
+
+
+def sharpen() -> None:
+    """Let this thread's timed waits end within a microsecond instead of 50 (prctl(2), PR_SET_TIMERSLACK), so that what
+    is due starts when it is due."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1000), 0, 0, 0)
 
 
 def _boot_ms() -> float:

@@ -23,7 +23,7 @@ import zmq
 
 from zq.broker.access import Access
 from zq.broker.ballast import Ballast
-from zq.broker.clock import Clock
+from zq.broker.clock import Clock, sharpen
 from zq.broker.core import Core, Settings
 from zq.broker.hours import KEPT_MS as HOURS_KEPT_MS
 from zq.broker.journal import JournalError
@@ -109,6 +109,7 @@ class Server:
             signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
         # What stands now stands for ever, and what a round makes is freed with it: the collector has little to find.
+        sharpen()
         gc.freeze()
         gc.set_threshold(GC_EVERY, 20, 50)
         try:

@@ -138,6 +138,8 @@ class Slot:
         self._reader = channel.FrameReader()
         self._outbox = bytearray()
         self._ring_after_flush = False
+        self._writing = False
+        """Whether the keeper's poll also waits until the slot reads."""
         self._assigned: deque[int] = deque()
 
     @property
@@ -249,8 +251,10 @@ class Slot:
                 self._outbox.clear()
                 break
             del self._outbox[:sent]
-        if self._sock is not None:
-            self._keeper.watch(self, writing=bool(self._outbox))
+        # Only when it changes: the slot has the job, and its ticket must not be late.
+        if self._sock is not None and bool(self._outbox) is not self._writing:
+            self._writing = not self._writing
+            self._keeper.watch(self, writing=self._writing)
         if self._ring_after_flush and not self._outbox:
             self._ring_after_flush = False
             with contextlib.suppress(ProcessLookupError):
