@@ -76,13 +76,15 @@ class Intake:
                 # Its answer was lost, and meanwhile it was merged and cleaned up.
                 size_bytes = writer.written_bytes + waiting_bytes
                 return SegmentView(name=name, size_bytes=size_bytes, sha256=merged.sha256, created=False)
-            stored, student = await in_thread(self._commit, writer, waiting, exam_id, student_id, name, declared)
+            stored, recorded_ms, student = await in_thread(
+                self._commit, writer, waiting, exam_id, student_id, name, declared
+            )
         finally:
             self._services.uploads -= 1
             await in_thread(writer.abort)
         self._services.heartbeats.learn(exam_id, student_id)
         self._services.heartbeats.add(exam_id, student_id, at_ms=now_ms(), ip=ip)
-        if stored.created and student.status is StudentStatus.LOGOUT:
+        if is_late(student, stored, recorded_ms):
             merge = await asyncio.to_thread(self._services.store.request_merge, exam_id, student_id, now_ms=now_ms())
             await submit(self._services, merge)
         return stored
@@ -114,18 +116,32 @@ class Intake:
 
     def _commit(
         self, writer: SegmentWriter, rest: list[bytes], exam_id: str, student_id: str, name: str, declared: Declared
-    ) -> tuple[SegmentView, Student]:
+    ) -> tuple[SegmentView, int, Student]:
+        """Also when the segment was put on record, which a repeat does not change."""
         _write(writer, rest)
         stored = writer.commit()
         segment = Segment(name, declared.seq, declared.ts_ms, stored.size_bytes, stored.sha256, now_ms())
-        if stored.created or not _on_record(stored.folder, segment):
+        recorded_ms = None if stored.created else _recorded_ms(stored.folder, segment)
+        if recorded_ms is None:
+            recorded_ms = segment.mtime_ms
             try:
                 record_segment(stored.folder, segment)
             except OSError as error:
                 detail = f"the segment cannot be put on record ({error.strerror}); send it again later"
                 raise Problem(503, "unavailable", detail, retry_after_s=5) from error
         view = SegmentView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, created=stored.created)
-        return view, self._services.store.get_student(exam_id, student_id)
+        return view, recorded_ms, self._services.store.get_student(exam_id, student_id)
+
+
+def is_late(student: Student, stored: SegmentView, recorded_ms: int) -> bool:
+    """Whether the student has finished, and nobody has asked for a merge since this segment is on record.
+
+    A segment may be there without one: where the merge could not be asked for, the upload was an error, and this is
+    its repeat.
+    """
+    if student.status is not StudentStatus.LOGOUT:
+        return False
+    return stored.created or student.recording is None or student.recording.requested_ms <= recorded_ms
 
 
 def gather_bytes(uploads: int) -> int:
@@ -138,13 +154,13 @@ def _write(writer: SegmentWriter, parts: list[bytes]) -> None:
         writer.write(part)
 
 
-def _on_record(folder: Path, segment: Segment) -> bool:
-    """Whether these bytes are on record under this name: repeats of an upload must not make the list grow."""
+def _recorded_ms(folder: Path, segment: Segment) -> int | None:
+    """Since when these bytes are on record under this name: repeats of an upload must not make the list grow."""
     try:
         known = read_index(folder).get(segment.name)
     except (OSError, MergeRefused):
-        return False
-    return known is not None and known.sha256 == segment.sha256
+        return None
+    return known.mtime_ms if known is not None and known.sha256 == segment.sha256 else None
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.web.conftest import Api, load, problem, write_config
 from zq.client.aio import AsyncClient
+from zq.exams.errors import ExamError
 from zq.exams.model import Student
 from zq.exams.segment_index import list_segments, read_index
 from zq.exams.store import ExamStore
@@ -281,6 +282,32 @@ def test_a_late_segment_asks_for_a_new_merge(api: Api) -> None:
     assert recording["job_id"] != job
     assert recording["state"] == "submitted"
     api("DELETE", f"/v1/jobs/{recording['job_id']}")
+
+
+def test_a_late_segment_whose_merge_could_not_be_asked_for_is_not_forgotten(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was away for a moment: the upload is an error, and its repeat finds the segment on disk."""
+    make_exam(api)
+    put(api, "1.webm")
+    job = api("POST", f"{STUDENT}/finish").json()["job"]
+    succeed(api, job)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ExamError("unavailable", "the exam database cannot be used now; try again")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(api.services.store, "request_merge", away)
+        problem(put(api, "2.webm"), 503)
+    again = put(api, "2.webm")
+    assert (again.status_code, again.json()["created"]) == (200, False)
+    recording = api("GET", STUDENT).json()["recording"]
+    assert recording["state"] != "done"
+    assert put(api, "2.webm").status_code == 200
+    assert put(api, "1.webm").status_code == 200
+    assert api("GET", STUDENT).json()["recording"] == recording, "asked for once"
+    for each in (job, recording["job_id"]):
+        api("DELETE", f"/v1/jobs/{each}")
 
 
 def test_an_upload_repeated_after_the_merge_does_not_come_back(api: Api) -> None:
