@@ -304,10 +304,13 @@ def _free_box(text: bytes) -> bytes:
 
 
 def padded(video: bytes, size_bytes: int) -> bytes:
-    """The video, made as large as a student's by a box that players skip."""
+    """The video, made as large as a student's by a box that players skip; 0: as it is. Raises LoadError."""
     missing_bytes = size_bytes - TAIL_BYTES - len(video)
-    if missing_bytes < 8:
+    if size_bytes == 0:
         return video
+    if missing_bytes < 8:
+        least_kib = (TAIL_BYTES + len(video) + 8 + 1023) >> 10
+        raise LoadError(f"the recording is larger than a segment is to be; give a --segment-kib of {least_kib}, or 0")
     return video + missing_bytes.to_bytes(4, "big") + b"free" + bytes(missing_bytes - 8)
 
 
@@ -318,7 +321,7 @@ def make_video(ffmpeg: str, length_s: float) -> bytes:
         argv = [
             ffmpeg, "-v", "error", "-nostdin",
             "-f", "lavfi", "-i", f"testsrc2=size=640x360:rate=2:duration={length_s:g}",
-            "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-y", f"file:{path}",
+            "-c:v", "libx264", "-preset", "veryfast", "-crf", "35", "-pix_fmt", "yuv420p", "-y", f"file:{path}",
         ]  # fmt: skip
         with contextlib.suppress(subprocess.TimeoutExpired, OSError):
             done = subprocess.run(argv, capture_output=True, timeout=120, check=False)

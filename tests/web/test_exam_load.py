@@ -34,7 +34,9 @@ def test_a_padded_video_is_as_large_as_asked_with_boxes_that_are_skipped() -> No
     assert padded.startswith(video)
     size_bytes = int.from_bytes(padded[40:44], "big")
     assert (padded[44:48], 40 + size_bytes) == (b"free", len(padded))
-    assert exam_load.padded(video, 50) == video
+    assert exam_load.padded(video, 0) == video, "as it is"
+    with pytest.raises(exam_load.LoadError, match="--segment-kib of 1, or 0"):
+        exam_load.padded(video, 50)
 
 
 def test_a_report_is_not_ok_when_anything_is_missing() -> None:
