@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ import zmq
 
 import zq
 from zq.broker.journal import JournalError, JournalRefused
+from zq.broker.memory import EXIT_MEMORY, bound, unbound
 from zq.broker.server import EXIT_JOURNAL, Server
 from zq.config import EXIT_CONFIG, ConfigError, load
 from zq.logs import configure
@@ -22,6 +24,7 @@ def run(config_path: str | None = None) -> NoReturn:
     try:
         config = load(config_path)
         configure(config.log.level, config.log.json)
+        bound(config.broker.memory_limit_mib << 20)
         server = Server(config, software=f"zq {zq.__version__}")
     except (ConfigError, JournalRefused) as error:
         _leave(EXIT_CONFIG, str(error))
@@ -30,7 +33,14 @@ def run(config_path: str | None = None) -> NoReturn:
     except zmq.ZMQError as error:
         _leave(1, f"cannot listen on {config.broker.bind}: {error}; is another broker there?")
     log.info("the broker accepts jobs", extra={"address": server.address, "epoch": server.core.epoch})
-    code = server.run()
+    try:
+        code = server.run()
+    except MemoryError:
+        # A decision may have been left half made: not one more word, and the next start reads what is on disk.
+        unbound()
+        log.critical("broker.memory_limit_mib is reached; the broker ends at once", exc_info=True)
+        logging.shutdown()
+        os._exit(EXIT_MEMORY)
     log.info("the broker has stopped")
     sys.exit(code)
 

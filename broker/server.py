@@ -28,6 +28,7 @@ from zq.broker.core import Core, Settings
 from zq.broker.hours import KEPT_MS as HOURS_KEPT_MS
 from zq.broker.journal import JournalError
 from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.memory import Returns
 from zq.broker.queries import Facts
 from zq.broker.resident import let_go
 from zq.broker.sessions import Identity
@@ -43,6 +44,8 @@ GC_EVERY = 50_000
 """Objects between two looks of the collector; its default of 700 cost eight per cent of a drain."""
 ROUND_MESSAGES = 1000
 """Messages of one round: bounds a batch, and with it the time of a commit and of an answer."""
+ROUND_BYTES = 32 << 20
+"""Their size, but for the last one's: a batch is several times as large in memory."""
 LOOK_AROUND_MS = 1000
 FORGET_EVENTS = 5000
 """Old events dropped in one go: more than that many a second come only in bursts."""
@@ -67,6 +70,7 @@ class Server:
         now_ms = self._clock.now_ms()
         self._facts = Facts(epoch=self._journal.epoch, started_ms=now_ms, software=software)
         self.core = Core(self._journal, self._journal.epoch, now_ms, settings(config), self._facts)
+        self._returns = Returns()
         self._stopping = False
         self._next_look_ms = 0
         self._hours_turn = 0
@@ -148,10 +152,12 @@ class Server:
         now_ms = self._clock.now_ms()
         self._access.answer()
         router, copy = self._router, not self._access.curve
-        messages = 0
-        while messages < ROUND_MESSAGES and _readable(router):
-            self._receive(router.recv_multipart(zmq.DONTWAIT, copy=copy), now_ms)
+        messages = size_bytes = 0
+        while messages < ROUND_MESSAGES and size_bytes < ROUND_BYTES and _readable(router):
+            parts = router.recv_multipart(zmq.DONTWAIT, copy=copy)
+            self._receive(parts, now_ms)
             messages += 1
+            size_bytes += len(parts[-1])
         self.core.advance(now_ms)
         batch = self.core.batch()
         if batch.steps or batch.notes:
@@ -212,6 +218,7 @@ class Server:
         facts.commits = self._journal.commits
         facts.commit_p99_us = self._journal.commit_p99_us()
         let_go(self._journal.folder / "data.mdb")
+        self._returns.turn()
         self._journal.forget_events(limits.EVENTS_KEPT_MAX, FORGET_EVENTS)
         self._forget_hours()
         reserve_bytes = self._config.broker.disk_reserve_mib << 20
