@@ -63,7 +63,7 @@ class Queries:
         counts = self._book.counts.get(name)
         queue = self._queues.get(name)
         by_state = counts.by_state if counts is not None else dict.fromkeys(State, 0)
-        head = queue.head(now_ms)
+        head = queue.lanes.head()
         settings = queue.settings
         return m.QueueInfo(
             name=name,
@@ -203,7 +203,7 @@ class Queries:
             worker = m.WorkerInfo(
                 instance=s.instance,
                 role=s.role,
-                queues=[m.QueueSlots(name, s.limits.get(name, 0)) for name in s.queues],
+                queues=[m.QueueSlots(name, s.open_slots(name)) for name in s.queues],
                 running=len(s.leases),
                 tasks=s.tasks,
                 silent_ms=max(0, now_ms - s.heard_ms),

@@ -1,8 +1,7 @@
 """Queues: what is ready in each, which workers have credit for it, and what bounds it.
 
-Ready jobs stand in lanes, one for each set of tags that jobs require and for each size of their needs, so that a job
-nobody can run holds up only its like; and in a lane by priority, one window each. Within a priority it is first
-accepted, first dispatched. Waiting counts: every AGEING_MS make up for one step of priority, so low ones move.
+Ready jobs stand in lanes (lanes.py). Within a priority it is first accepted, first dispatched; each minute of waiting
+makes up for one step of priority.
 
 Credit belongs to a session and a queue and is an absolute limit: what may be given is the limit less the leases the
 session holds. There is nothing to count up or down that a lost message could falsify.
@@ -11,20 +10,17 @@ session holds. There is nothing to count up or down that a lost message could fa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
 
 import msgspec
 
 from zq.broker.book import Book
 from zq.broker.headroom import Headroom
-from zq.broker.journal import View
-from zq.broker.records import LANE_BYTES, Index, JobRow, lane_of_row, lane_prefix, queue_prefix, ready_key
+from zq.broker.lanes import Head, Lanes
+from zq.broker.records import JobRow
 from zq.broker.sessions import Session
 from zq.broker.window import Window
 from zq.protocol.job import Cause, State
-from zq.protocol.limits import PRIORITY_MAX, PRIORITY_MIN
 
-AGEING_MS = 60_000
 UNSERVED_MS = 2000
 """A worker that starts again is away for less."""
 BURST_MS = 50
@@ -39,41 +35,6 @@ class QueueSettings(msgspec.Struct, frozen=True, array_like=True):
     length_max: int = 0
 
 
-class Lane:
-    """Ready jobs that ask the same of a worker, by priority."""
-
-    def __init__(self, queue: str, lane: bytes, tags: frozenset[str], view: View, dry: list[Window]) -> None:
-        self.tags = tags
-        self.windows: list[Window] = []
-        for priority in range(PRIORITY_MAX, PRIORITY_MIN - 1, -1):
-            prefix = lane_prefix(queue, lane, priority)
-            self.windows.append(Window(_loader(view, prefix), dry))
-
-    def window(self, row: JobRow) -> Window:
-        return self.windows[PRIORITY_MAX - row.priority]
-
-    def head(self, book: Book, now_ms: int) -> tuple[float, int, JobRow] | None:
-        """(rank, acceptance, row) of the job that is first here; the smallest rank is first."""
-        best: tuple[float, int, JobRow] | None = None
-        for window in self.windows:
-            first = window.first() if window.ids else None
-            if first is None:
-                continue
-            row = book.row(first[1])
-            assert row is not None
-            rank = -row.priority - (now_ms - row.accepted_ms) / AGEING_MS
-            if best is None or (rank, row.seq) < best[:2]:
-                best = (rank, row.seq, row)
-        return best
-
-    def __len__(self) -> int:
-        return sum(len(window) for window in self.windows)
-
-
-def _loader(view: View, prefix: bytes) -> Callable[[bytes, int], list[tuple[bytes, bytes]]]:
-    return lambda after, limit: view.scan(Index.READY, prefix, after, limit)
-
-
 class Queue:
     """One queue: its ready jobs in lanes, its consumers in turn, its settings."""
 
@@ -81,7 +42,6 @@ class Queue:
         self, name: str, book: Book, settings: QueueSettings, headroom: Headroom, dry: list[Window]
     ) -> None:
         self.name = name
-        self._dry = dry
         self._headroom = headroom
         self.settings = settings
         self.next_dispatch_ms = 0.0
@@ -89,56 +49,27 @@ class Queue:
         self.unserved_since_ms = 0
         self.unserved_told = False
         self._book = book
-        self.lanes: dict[bytes, Lane] = {}
+        self.lanes = Lanes(name, book, dry)
         self.consumers: dict[int, Session] = {}
         self._turn: deque[Session] = deque()
         self._in_turn: set[int] = set()
-        for lane, row in self._lanes_on_disk():
-            self.lanes[lane] = Lane(name, lane, frozenset(row.tags), book.view, dry)
-
-    def _lanes_on_disk(self) -> Iterator[tuple[bytes, JobRow]]:
-        prefix = queue_prefix(self.name)
-        after = b""
-        while found := self._book.view.scan(Index.READY, prefix, after, 1):
-            key, job_id = found[0]
-            lane = key[len(prefix) : len(prefix) + LANE_BYTES]
-            row = self._book.view.row(job_id)
-            assert row is not None
-            yield lane, row
-            after = prefix + lane + b"\xff" * 16
 
     # ------------------------------------------------------------------------------------------ jobs
-
-    def _lane(self, row: JobRow) -> Lane:
-        key = lane_of_row(row)
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane(self.name, key, frozenset(row.tags), self._book.view, self._dry)
-        return lane
-
-    def add(self, row: JobRow) -> None:
-        self._lane(row).window(row).add(ready_key(row), row.id)
-
-    def discard(self, row: JobRow) -> None:
-        self._lane(row).window(row).discard(ready_key(row))
-
-    def head(self, now_ms: int) -> JobRow | None:
-        """The job that would go first if every worker could run it."""
-        heads = [head for lane in self.lanes.values() if (head := lane.head(self._book, now_ms)) is not None]
-        return min(heads, key=lambda head: head[:2])[2] if heads else None
 
     def next(self, now_ms: int) -> tuple[JobRow, Session] | None:
         """The next job to dispatch and its worker; None while nothing can go."""
         if not self._turn or self.held_by_settings(now_ms):
             return None
-        best: tuple[float, int, JobRow] | None = None
+        best: Head | None = None
         chosen: Session | None = None
-        for lane in self.lanes.values():
-            head = lane.head(self._book, now_ms)
+        for lane in self.lanes.open():
+            head = lane.head(self._book)
             if head is not None and (best is None or head[:2] < best[:2]):
                 session = self.consumer_for(lane.tags, head[2])
                 if session is not None:
                     best, chosen = head, session
+                elif not any(lane.tags <= consumer.tags for consumer in self.consumers.values()):
+                    self.lanes.shut(lane)
         return (best[2], chosen) if best is not None and chosen is not None else None
 
     @property
@@ -168,6 +99,13 @@ class Queue:
 
     # ------------------------------------------------------------------------------------------ consumers
 
+    def serve(self, session: Session) -> None:
+        """The session has said how much credit it gives here."""
+        if session.id not in self.consumers:
+            self.consumers[session.id] = session
+            self.lanes.came(session.tags)
+        self.offer(session)
+
     def offer(self, session: Session) -> None:
         """The session may have credit here: give it a turn."""
         if session.id not in self._in_turn and session.active and session.free(self.name) > 0:
@@ -195,11 +133,11 @@ class Queue:
 
     @property
     def slots(self) -> int:
-        return sum(session.limits.get(self.name, 0) for session in self.consumers.values())
+        return sum(session.open_slots(self.name) for session in self.consumers.values())
 
     @property
     def free(self) -> int:
-        return sum(max(0, session.free(self.name)) for session in self.consumers.values())
+        return sum(session.free_slots(self.name) for session in self.consumers.values())
 
 
 _FACT = "queue:"
@@ -248,9 +186,7 @@ class Queues:
     def set_credit(self, session: Session, limits: dict[str, int]) -> None:
         session.limits = limits
         for name in limits:
-            queue = self.get(name)
-            queue.consumers[session.id] = session
-            queue.offer(session)
+            self.get(name).serve(session)
 
     def leave(self, session: Session) -> None:
         for name in session.limits:

@@ -95,6 +95,8 @@ class Session:
     since_ms: int
     heard_ms: int
     queues: tuple[str, ...] = ()
+    slots: dict[str, int] = field(default_factory=dict)
+    """As its HELLO said, by queue."""
     limits: dict[str, int] = field(default_factory=dict)
     """Credit: leases it will hold at once, by queue."""
     held: dict[str, int] = field(default_factory=dict)
@@ -114,6 +116,13 @@ class Session:
     def free(self, queue: str) -> int:
         """Leases it may still be given in this queue."""
         return self.limits.get(queue, 0) - self.held.get(queue, 0)
+
+    def open_slots(self, queue: str) -> int:
+        """What people are told. Credit for tiny jobs goes beyond the slots; that of a worker that stops falls below."""
+        return min(self.slots.get(queue, 0), self.limits.get(queue, 0))
+
+    def free_slots(self, queue: str) -> int:
+        return max(0, self.open_slots(queue) - self.held.get(queue, 0))
 
     @property
     def active(self) -> bool:
@@ -142,6 +151,7 @@ class Sessions:
             since_ms=now_ms,
             heard_ms=now_ms,
             queues=tuple(q.queue for q in hello.queues),
+            slots={q.queue: q.slots for q in hello.queues},
             tasks=len(hello.tasks),
             software=hello.software,
             tags=frozenset(hello.tags),

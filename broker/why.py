@@ -72,11 +72,11 @@ def _no_credit_or_behind(
     if all(consumer.free(queue.name) <= 0 for consumer in able):
         leases = [lease for c in able for lease in c.leases.values() if lease.row.queue == queue.name]
         longest = min(leases, key=lambda lease: lease.row.started_ms, default=None)
-        text = f"all {sum(c.limits.get(queue.name, 0) for c in able)} slots are busy"
+        text = f"all {sum(c.open_slots(queue.name) for c in able)} slots are busy"
         if longest is not None:
             seconds = (now_ms - longest.row.started_ms) // 1000
             text += f"; the longest, job {format_id(longest.row.id)}, for {seconds} s on {longest.row.worker}"
         return WhyReason.NO_CREDIT, text[:500], [lease.row.id for lease in leases[:_HOLDERS_MAX]], 0
-    head = queue.head(now_ms)
+    head = queue.lanes.head()
     holders = [head.id] if head is not None and head.id != row.id else []
     return WhyReason.BEHIND, "its turn is next, or others are before it: it is about to move", holders, 0
