@@ -32,7 +32,7 @@ class WaitingRoom:
         if row.state is State.READY:
             row = self.concurrency.enter(row)
             if row.admitted:
-                self.queues.get(row.queue).add(row)
+                self.queues.get(row.queue).lanes.add(row)
         else:
             self._due.add(_time_key(row.due_ms, row), row.id)
         if row.expires_at_ms:
@@ -43,7 +43,7 @@ class WaitingRoom:
         if row.state is not State.READY:
             self._due.discard(_time_key(row.due_ms, row))
         elif row.admitted:
-            self.queues.get(row.queue).discard(row)
+            self.queues.get(row.queue).lanes.discard(row)
         if row.expires_at_ms:
             self._expiry.discard(_time_key(row.expires_at_ms, row))
 
@@ -77,7 +77,7 @@ class WaitingRoom:
             self.leave(row)
             self.enter(self._book.move(row, replace(row, state=State.READY, due_ms=0), Cause.DUE, now_ms))
         for row in self.concurrency.let_in():
-            self.queues.get(row.queue).add(row)
+            self.queues.get(row.queue).lanes.add(row)
 
     def expire(self, now_ms: int) -> Iterator[JobRow]:
         """End what was not started in time."""
@@ -102,7 +102,7 @@ class WaitingRoom:
             if first is not None:
                 latest_ms = min(latest_ms, _time_of(first[0]))
         for queue in self.queues.by_name.values():
-            if queue.settings.rate_per_s and now_ms < queue.next_dispatch_ms and any(map(len, queue.lanes.values())):
+            if queue.settings.rate_per_s and now_ms < queue.next_dispatch_ms and queue.lanes.any_open:
                 latest_ms = min(latest_ms, int(queue.next_dispatch_ms) + 1)
         return latest_ms
 

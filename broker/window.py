@@ -18,14 +18,15 @@ class Window:
     SIZE = 1024
     """Entries loaded at once; up to twice as many are held."""
 
-    def __init__(self, load: Load, dry: list[Window]) -> None:
-        """`dry` is where it puts itself when memory has run out of entries and the disk may have more."""
+    def __init__(self, load: Load, dry: list[Window], *, on_disk: bool = True) -> None:
+        """`dry` is where it puts itself when memory has run out of entries and the disk may have more. What is known to
+        be empty is not `on_disk`: there, entries that are just being taken away may still be seen."""
         self._load = load
         self._dry = dry
         self.ids: dict[bytes, bytes] = {}
         """What is in memory: key → job id."""
         self._heap: list[bytes] = []
-        self._edge: bytes | None = b""
+        self._edge: bytes | None = b"" if on_disk else None
         self.refill()
 
     def add(self, key: bytes, job_id: bytes) -> None:
@@ -69,6 +70,11 @@ class Window:
         self.ids = {key: self.ids[key] for key in kept}
         self._heap = kept
         self._edge = kept[-1]
+
+    @property
+    def empty(self) -> bool:
+        """Neither in memory nor on disk is an entry."""
+        return not self.ids and self._edge is None
 
     def __len__(self) -> int:
         return len(self.ids)

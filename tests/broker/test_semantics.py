@@ -8,7 +8,7 @@ import zq.protocol.messages as m
 from tests.broker.harness import Harness, Worker, one
 from zq.broker import retention
 from zq.broker.core import Settings
-from zq.broker.queues import AGEING_MS
+from zq.broker.lanes import AGEING_MS
 from zq.protocol.errors import Code
 from zq.protocol.job import Cause, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import ReceiptStatus, WhyReason
@@ -132,6 +132,51 @@ def test_lanes_are_found_again_after_a_restart(zq: Harness) -> None:
     zq.restart()
     worker = zq.worker(slots=9, tags=("machine=1",))
     assert sorted(names(worker)) == sorted([job_id_from("1"), job_id_from("any")])
+
+
+def test_thousands_of_tag_sets_that_no_worker_has_hold_nobody_up(zq: Harness) -> None:
+    """They are not looked at again for each dispatch, are there when a worker comes, and are forgotten in the end."""
+
+    def submit(name: str, count: int, *tags: str) -> None:
+        specs = [
+            JobSpec(job_id_from(f"{name}{n}"), "t", "q", tags=tuple(f"{tag}{n}" for tag in tags)) for n in range(count)
+        ]
+        zq.say("client", m.Submit(zq.client(), 1, [encode_spec(spec) for spec in specs]))
+
+    plain = zq.worker("plain", slots=100)
+    submit("tagged", 2000, "t")
+    lanes = zq.core.queues.get("q").lanes
+    assert not lanes.open()
+    submit("plain", 50)
+    assert len(plain.leases()) == 50
+    able = zq.worker("able", slots=100, tags=("t7", "t1999"))
+    assert {lease.job_id for lease in able.leases()} == {job_id_from("tagged7"), job_id_from("tagged1999")}
+    assert {lane.tags for lane in lanes.open()} == {frozenset(), frozenset({"t7"}), frozenset({"t1999"})}
+    for number in range(5):
+        submit(f"passing{number}-", 1000, "u", f"v{number}-")
+        ids = [job_id_from(f"passing{number}-{n}") for n in range(1000)]
+        zq.say("client", m.Cancel(zq.client(), 1, ids))
+    assert lanes.count < 5000, "lanes in which nobody stands are forgotten"
+
+
+def test_a_lane_that_was_forgotten_begins_anew(zq: Harness) -> None:
+    """Its last job goes to a worker in the very round in which others come: the journal still shows it as ready."""
+    worker = zq.worker(slots=1, tags=("a", "b"))
+    lanes = zq.core.queues.get("q").lanes
+    zq.submit("first", tags=("a",))
+    zq.submit("second", tags=("a",))
+    client = zq.client()
+    lanes.sweep_at = 0
+    later = [JobSpec(job_id_from(name), "t", "q", tags=tags) for name, tags in (("other", ("b",)), ("third", ("a",)))]
+    result = m.Result(worker.lease().job_id, 1, worker.lease().token, Outcome.DONE)
+    zq.core.receive(b"worker", None, m.Ack(worker.session, [result]), zq.now_ms)
+    zq.core.advance(zq.now_ms)  # "second" is dispatched, and not committed
+    zq.core.receive(b"client", None, m.Submit(client, 1, [encode_spec(spec) for spec in later]), zq.now_ms)
+    zq.round()
+    assert lanes.count == 2
+    for _ in range(2):
+        worker.ack(worker.lease())
+    assert names(worker) == [job_id_from(name) for name in ("first", "second", "other", "third")]
 
 
 # ---------------------------------------------------------------------------------------------- concurrency keys

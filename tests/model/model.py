@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from zq.broker import retention
 from zq.broker.core import Settings
-from zq.broker.queues import AGEING_MS, BURST_MS
+from zq.broker.lanes import AGEING_MS
+from zq.broker.queues import BURST_MS
 from zq.protocol.job import ENDED, LIVE, JobSpec, KeyPolicy, Outcome, State
 
 
@@ -294,7 +295,7 @@ class Model:
     @staticmethod
     def _rank(job: Job, now_ms: int) -> tuple[float, int]:
         """Higher priority first, where waiting makes up for priority; then as accepted."""
-        return -job.spec.priority - (now_ms - job.accepted_ms) / AGEING_MS, job.seq
+        return job.accepted_ms - job.spec.priority * AGEING_MS, job.seq
 
     def _can_start(self, queue: str) -> list[Job]:
         """Jobs that wait for a slot only, and for which one is free."""
