@@ -34,7 +34,7 @@ from zq.exams.status import (
     step,
 )
 from zq.exams.store import ExamStore
-from zq.exams.tables import exam_students, exams, history
+from zq.exams.tables import UNTOUCHED, exam_students, exams, history
 from zq.exams.tables import recordings as recordings_table
 
 CHECKER_IP = "system"
@@ -299,7 +299,9 @@ def _write(
     for after, row_ids in by_status.items():
         # One statement for many: some drivers send the others one by one.
         for part in chunks(row_ids):
-            connection.execute(update(exam_students).where(exam_students.c.id.in_(part)).values(status=after))
+            connection.execute(
+                update(exam_students).where(exam_students.c.id.in_(part)).values(status=after, **UNTOUCHED)
+            )
     active = [{"row": row_id, "at": at_ms} for row_id, _after, _action, at_ms in changes if at_ms is not None]
     if active:
         connection.execute(

@@ -29,7 +29,7 @@ from zq.exams.model import (
 )
 from zq.exams.shape import is_numeric_id
 from zq.exams.status import Action, Event, ExamStatus, MergeState, StudentStatus, exam_status, step
-from zq.exams.tables import exam_students, exams, history
+from zq.exams.tables import UNTOUCHED, exam_students, exams, history
 from zq.exams.tables import recordings as recordings_table
 
 STUDENTS_PER_EXAM_MAX = 20_000
@@ -414,7 +414,7 @@ def _ensure_students(connection: Connection, exam_id: str, wanted: dict[str, str
             connection.execute(
                 update(exam_students)
                 .where(exam_students.c.exam_id == exam_id, exam_students.c.student_id == student_id)
-                .values(student_name=wanted[student_id])
+                .values(student_name=wanted[student_id], **UNTOUCHED)
             )
     return len(missing)
 

@@ -7,7 +7,7 @@ with the exams that are over. A change here needs a migration (`migrations`); a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, UniqueConstraint
 
@@ -49,6 +49,10 @@ exam_students = Table(
     Column("last_active", EpochMs),
     UniqueConstraint("exam_id", "student_id", name="uq_exam_students"),
 )
+
+UNTOUCHED: Final = {"last_active": exam_students.c.last_active}
+"""For an update of a student that is no sign of life: an older database may have the column ON UPDATE
+CURRENT_TIMESTAMP, of the server's own zone at that, and what is set to itself is left alone."""
 
 history = Table(
     "student_login_history",

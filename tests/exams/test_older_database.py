@@ -197,6 +197,21 @@ def test_a_time_that_is_none_is_long_ago(new_database_url: str) -> None:
     store.close()
 
 
+def test_a_last_activity_that_the_server_sets_itself_is_not_set_by_what_is_none(mysql_url: str) -> None:
+    """A column ON UPDATE CURRENT_TIMESTAMP: a student who was closed would have been heard of just then."""
+    automatic = "last_active DATETIME DEFAULT NULL ON UPDATE CURRENT_TIMESTAMP)"
+    engine = make_older(mysql_url, DUMP.replace("last_active {datetime})", automatic))
+    store = ExamStore(mysql_url, "Asia/Shanghai")
+    store.ensure_students("2", [("2024002", "李雷雷")])
+    assert store.get_student("2", "2024002").last_active_ms is None
+    store.login("2", "2024001", now_ms=END_MS - 5_000, ip="10.0.0.1")
+    assert len(check(store, END_MS, 60, has_segments=lambda *_: False).closed) == 1
+    closed = store.get_student("2", "2024001")
+    assert (closed.status, closed.last_active_ms) == (StudentStatus.LOGOUT, END_MS - 5_000)
+    store.close()
+    engine.dispose()
+
+
 def test_times_as_text(new_database_url: str) -> None:
     make_older(new_database_url, datetime="VARCHAR(19)").dispose()
     database = Database(new_database_url, SHANGHAI)
