@@ -211,7 +211,7 @@ class ScheduleRoutes:
         found = await all_of(self._services)
         if all(one.name != name for one in found):
             there = ", ".join(one.name for one in found)
-            raise Problem(404, "not_found", f"no schedule {name!r:.80}; there are {there}")
+            raise Problem(404, "not-found", f"no schedule {name!r:.80}; there are {there}")
         return require(found, name)
 
     def operations(self) -> list[Operation]:
