@@ -6,7 +6,6 @@ a repeated finish and by the next status check: both submit the same id under th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from zq.client.requests import JobRequest
 from zq.config import Config
 from zq.exams.model import MergeRequest
-from zq.exams.storage import RecordingStorage
+from zq.exams.recording_place import open_recordings
 from zq.protocol.errors import Code
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import Receipt, ReceiptStatus
@@ -30,6 +29,8 @@ BATCH_JOBS = 500
 """Submitted at once, so that the exit of a whole exam is a handful of messages."""
 DISK_FACTOR = 2.5
 """A joined copy, and a video that may come out larger than its parts, for each byte of segments."""
+BUCKET_DISK_FACTOR = 3.5
+"""From a bucket the segments themselves come to the disk, too."""
 DISK_SPARE_BYTES = 64 << 20
 
 
@@ -62,16 +63,13 @@ def job_request(config: Config, merge: MergeRequest, disk_bytes: int = 0) -> Job
 
 
 def disk_need_bytes(config: Config, merge: MergeRequest) -> int:
-    """What the merge of the segments that are here now asks for before it begins. 0 if the folder cannot be read from
-    here: then only the merge itself will find out.
+    """What the merge of the segments that are there now asks for before it begins. 0 if they cannot be seen from here:
+    then only the merge itself will find out.
     """
-    folder = RecordingStorage(config.storage_path).student_folder(merge.exam_id, merge.student_id)
-    try:
-        with os.scandir(folder) as entries:
-            sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
-    except OSError:
+    sizes = open_recordings(config).segment_sizes(merge.exam_id, merge.student_id)
+    if not sizes:
         return 0
-    return int(sum(sizes) * DISK_FACTOR) + DISK_SPARE_BYTES
+    return int(sum(sizes) * (BUCKET_DISK_FACTOR if config.bucket_url else DISK_FACTOR)) + DISK_SPARE_BYTES
 
 
 def read_receipt(merge: MergeRequest, receipt: Receipt) -> Submitted:

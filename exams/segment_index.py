@@ -15,13 +15,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
 
 from zq.exams.segments import (
     MEDIA_SUFFIXES,
+    SEGMENTS_MAX,
     SEQ_MAX,
     TS_MS_MAX,
     MergeRefused,
@@ -34,8 +35,6 @@ from zq.exams.segments import (
 INDEX_NAME = ".zq-segments.jsonl"
 INDEX_BYTES_MAX = 64 * 1024 * 1024
 LINE_BYTES_MAX = 4096
-SEGMENTS_MAX = 100_000
-"""In one student's folder; a 24-hour exam in chunks of two seconds is 43,200."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = frozenset({"v", "name", "seq", "ts_ms", "size_bytes", "sha256", "mtime_ms"})
 
@@ -60,6 +59,11 @@ def record_segment(folder: Path, segment: Segment) -> None:
         os.close(handle)
     if fresh:
         sync_folder(folder)
+
+
+def write_index(folder: Path, segments: Iterable[Segment]) -> None:
+    """The list of a folder that is made anew and needs not outlive its process: not synced."""
+    (folder / INDEX_NAME).write_bytes(b"".join(map(_line, segments)))
 
 
 def sync_folder(folder: Path) -> None:

@@ -30,6 +30,8 @@ from zq.exceptions import ZqError
 NAME_BYTES_MAX = 255
 """The longest name a Linux file system takes, in UTF-8."""
 SEQ_MAX = 10**9
+SEGMENTS_MAX = 100_000
+"""Of one student; a 24-hour exam in chunks of two seconds is 43,200."""
 TS_MS_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999."""
 MEDIA_SUFFIXES = frozenset({".mp4", ".webm", ".avi", ".mov", ".mkv"})

@@ -1,4 +1,4 @@
-"""Recordings on disk.
+"""Recordings in a folder.
 
     {root}/{exam_id}/recordings/{student_id}/    segments, and the list of what was accepted (`segment_index`)
     {root}/{exam_id}/recordings/                 merged videos
@@ -19,7 +19,6 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -27,7 +26,9 @@ from zoneinfo import ZoneInfo
 
 from zq.exams import names, times
 from zq.exams.errors import ExamError
-from zq.exams.segments import MEDIA_SUFFIXES
+from zq.exams.recording_place import Received, StoredSegment, name_taken
+from zq.exams.segment_index import read_index, record_segment
+from zq.exams.segments import MEDIA_SUFFIXES, MergeRefused, Segment
 
 _log = logging.getLogger("zq.exams")
 
@@ -39,23 +40,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without blocking: a FIFO must not hold the caller until its type is known.
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _UPLOAD = re.compile(r"\.upload-[0-9a-f]{16}\.part")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_CHUNK_BYTES = 1 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSegment:
-    """A segment that is durably on disk."""
-
-    folder: Path
-    name: str
-    size_bytes: int
-    sha256: str
-    """Lower-case hexadecimal."""
-    created: bool
-    """False if the same bytes were there under this name before."""
 
 
 class RecordingStorage:
@@ -86,17 +73,55 @@ class RecordingStorage:
 
         Raises ExamError: "invalid" names or declarations, "too_large", "unavailable" when the disk does not take it.
         """
-        names.segment_name(name)
-        if sha256 is not None and not _SHA256.fullmatch(sha256 := sha256.lower()):
-            raise ExamError("invalid", "the declared sha256 is not 64 hexadecimal digits")
-        if size_bytes is not None and size_bytes < 0:
-            raise ExamError("invalid", f"the declared size {size_bytes} is negative")
-        if size_bytes is not None and size_bytes > size_bytes_max:
-            raise _too_large(name, size_bytes, size_bytes_max)
-        path = self.student_folder(exam_id, student_id)
-        with _disk_errors():
+        received = Received(name, size_bytes_max, size_bytes, sha256)
+        self.student_folder(exam_id, student_id)
+        with disk_errors():
             folder = self._open_folder((exam_id, RECORDINGS, student_id), create=True)
-        return SegmentWriter(folder, path, name, size_bytes_max=size_bytes_max, size_bytes=size_bytes, sha256=sha256)
+        return SegmentWriter(folder, received)
+
+    def record(self, exam_id: str, student_id: str, segment: Segment, *, created: bool) -> int:
+        """See `Recordings`."""
+        known = None if created else self.on_record(exam_id, student_id, segment.name)
+        if known is not None and known.sha256 == segment.sha256:
+            return known.mtime_ms  # repeats of an upload must not make the list grow
+        try:
+            record_segment(self.student_folder(exam_id, student_id), segment)
+        except OSError as error:
+            detail = f"the segment cannot be put on record ({error.strerror}); send it again later"
+            raise ExamError("unavailable", detail) from error
+        return segment.mtime_ms
+
+    def on_record(self, exam_id: str, student_id: str, name: str) -> Segment | None:
+        """What was accepted under this name, if that can be told."""
+        with suppress(OSError, MergeRefused):
+            return read_index(self.student_folder(exam_id, student_id)).get(name)
+        return None
+
+    def has_segment(self, exam_id: str, student_id: str, name: str) -> bool:
+        return (self.student_folder(exam_id, student_id) / names.segment_name(name)).exists()
+
+    def segment_sizes(self, exam_id: str, student_id: str) -> list[int] | None:
+        """In bytes, of every segment; None if the folder cannot be read."""
+        try:
+            folder = self._open_folder((names.exam_id(exam_id), RECORDINGS, names.student_id(student_id)), create=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError:
+            return None
+        try:
+            with os.scandir(folder) as entries:
+                return [entry.stat(follow_symlinks=False).st_size for entry in entries if _is_segment(entry.name)]
+        except OSError:
+            return None
+        finally:
+            os.close(folder)
+
+    def change_mark(self, exam_id: str, student_id: str) -> object:
+        """The folder's time of change; it moves when a name comes or goes."""
+        try:
+            return os.stat(self.student_folder(exam_id, student_id), follow_symlinks=False).st_mtime_ns
+        except OSError:
+            return None
 
     def has_segments(self, exam_id: str, student_id: str) -> bool:
         """Whether the student's folder holds anything that the merge would read.
@@ -118,7 +143,7 @@ class RecordingStorage:
         finally:
             os.close(folder)
 
-    def open_video(self, exam_id: str, video: str) -> BinaryIO:
+    def open_video(self, exam_id: str, video: str) -> FolderVideo:
         """The merged video of this name, open for reading; the caller closes it.
 
         Raises ExamError: "invalid" for a name with a path in it, "not_found" for no such file or no regular one.
@@ -138,7 +163,7 @@ class RecordingStorage:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise ExamError("not_found", f"no video {video!r} in exam {exam_id!r}")
-        return os.fdopen(handle, "rb")
+        return FolderVideo(os.fdopen(handle, "rb"))
 
     def sweep_uploads(self, exam_id: str, student_id: str, *, older_than_s: float = UPLOAD_ABANDONED_S) -> int:
         """Remove what uploads left behind that a crash ended, and return how many files those were."""
@@ -204,29 +229,38 @@ def _is_segment(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
 
 
+class FolderVideo:
+    """A merged video on disk, open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        status = os.fstat(file.fileno())
+        self.size_bytes = status.st_size
+        self.etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class SegmentWriter:
-    """One upload. Write its chunks, then commit; leaving the `with` block without a commit leaves nothing behind.
+    """An upload into a folder. Leaving the `with` block without a commit leaves nothing behind.
 
     The file appears under its name whole, checked and durable, or not at all.
     """
 
-    def __init__(
-        self, folder: int, path: Path, name: str, *, size_bytes_max: int, size_bytes: int | None, sha256: str | None
-    ) -> None:
-        self._name = name
-        self._path = path
-        self._size_bytes_max = size_bytes_max if size_bytes is None else size_bytes
-        self._declared_size_bytes = size_bytes
-        self._declared_sha256 = sha256
-        self._digest = hashlib.sha256()
-        self._written_bytes = 0
+    def __init__(self, folder: int, received: Received) -> None:
+        self._received = received
+        self._name = received.name
         self._open = ExitStack()
         self._folder = folder
         self._open.callback(os.close, folder)
         self._part = f".upload-{secrets.token_hex(8)}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with _disk_errors():
+            with disk_errors():
                 self._file = os.open(self._part, flags, 0o600, dir_fd=folder)
         except BaseException:
             self._open.close()
@@ -236,47 +270,30 @@ class SegmentWriter:
 
     @property
     def written_bytes(self) -> int:
-        return self._written_bytes
+        return self._received.written_bytes
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """Raises ExamError "too_large" past the declared size or the bound, "unavailable" when the disk is full."""
-        if self._written_bytes + len(chunk) > self._size_bytes_max:
-            if self._declared_size_bytes is not None:
-                raise ExamError("invalid", f"{self._name!r} is longer than the declared {self._size_bytes_max} bytes")
-            raise _too_large(self._name, self._written_bytes + len(chunk), self._size_bytes_max)
-        self._digest.update(chunk)
+        """Raises ExamError "too_large" past the bound, "invalid" past the declared size, "unavailable" when the disk is
+        full."""
+        self._received.take(chunk)
         rest = memoryview(chunk)
-        with _disk_errors():
+        with disk_errors():
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-        self._written_bytes += len(chunk)
 
     def commit(self) -> StoredSegment:
-        """Check what was declared, and make the segment durable under its name.
-
-        The same name again with the same bytes is fine (`created` is False); with other bytes it is ExamError
-        "conflict". "invalid" if size or hash are not as declared, or nothing was written.
-        """
-        sha256 = self._digest.hexdigest()
-        if self._declared_size_bytes not in (None, self._written_bytes):
-            raise ExamError(
-                "invalid",
-                f"{self._name!r} has {self._written_bytes} bytes, {self._declared_size_bytes} declared; send it again",
-            )
-        if self._declared_sha256 not in (None, sha256):
-            raise ExamError("invalid", f"{self._name!r} has sha256 {sha256}, not as declared; send it again")
-        if self._written_bytes == 0:
-            raise ExamError("invalid", f"{self._name!r} is empty; send the segment's bytes")
+        """See `Upload`."""
+        sha256 = self._received.check()
         try:
-            with _disk_errors():
+            with disk_errors():
                 os.fsync(self._file)
                 created = self._appear()
                 if not created and self._present_sha256() != sha256:
-                    raise ExamError("conflict", f"{self._name!r} is there with other bytes; send it under another name")
+                    raise name_taken(self._name)
                 os.fsync(self._folder)
         finally:
             self._open.close()
-        return StoredSegment(self._path, self._name, self._written_bytes, sha256, created)
+        return StoredSegment(self._name, self.written_bytes, sha256, created)
 
     def abort(self) -> None:
         """Remove what was written. Harmless after a commit."""
@@ -327,16 +344,8 @@ class SegmentWriter:
             return digest.hexdigest()
 
 
-def _too_large(name: str, size_bytes: int, size_bytes_max: int) -> ExamError:
-    return ExamError(
-        "too_large",
-        f"{name!r} has {size_bytes} bytes or more, {size_bytes_max} are allowed (web.max_segment_mib); record shorter "
-        "segments, or raise the bound",
-    )
-
-
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

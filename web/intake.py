@@ -8,21 +8,17 @@ counts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from zq.exams.model import Student
-from zq.exams.segment_index import read_index, record_segment
-from zq.exams.segments import MergeRefused, Segment
+from zq.exams.recording_place import Upload
+from zq.exams.segments import Segment
 from zq.exams.status import MergeState, StudentStatus
-from zq.exams.storage import SegmentWriter
 from zq.web.exam_views import SegmentView
 from zq.web.exams import submit
-from zq.web.problems import Problem
 from zq.web.services import Services, now_ms
 
 WRITE_BYTES: Final = 512 << 10
@@ -56,7 +52,7 @@ class Intake:
     async def take(
         self, exam_id: str, student_id: str, name: str, declared: Declared, parts: AsyncIterator[bytes], ip: str
     ) -> SegmentView:
-        """Store the segment that `parts` brings, durably. Raises ExamError, Problem and what `parts` raises; then
+        """Store the segment that `parts` brings, durably. Raises ExamError and what `parts` raises; then
         nothing of it is left."""
         merged, writer = await in_thread(self._open, exam_id, student_id, name, declared)
         self._services.uploads += 1
@@ -91,7 +87,7 @@ class Intake:
 
     def _open(
         self, exam_id: str, student_id: str, name: str, declared: Declared
-    ) -> tuple[Segment | None, SegmentWriter]:
+    ) -> tuple[Segment | None, Upload]:
         student = self._services.store.get_student(exam_id, student_id)
         writer = self._services.storage.open_segment(
             exam_id,
@@ -107,28 +103,19 @@ class Intake:
         """What is on record of a segment that is in the finished video and no longer on disk."""
         if student.recording is None or student.recording.state is not MergeState.DONE:
             return None
-        folder = self._services.storage.student_folder(student.exam_id, student.student_id)
-        if (folder / name).exists():
+        storage = self._services.storage
+        if storage.has_segment(student.exam_id, student.student_id, name):
             return None
-        with contextlib.suppress(OSError, MergeRefused):
-            return read_index(folder).get(name)
-        return None
+        return storage.on_record(student.exam_id, student.student_id, name)
 
     def _commit(
-        self, writer: SegmentWriter, rest: list[bytes], exam_id: str, student_id: str, name: str, declared: Declared
+        self, writer: Upload, rest: list[bytes], exam_id: str, student_id: str, name: str, declared: Declared
     ) -> tuple[SegmentView, int, Student]:
         """Also when the segment was put on record, which a repeat does not change."""
         _write(writer, rest)
         stored = writer.commit()
         segment = Segment(name, declared.seq, declared.ts_ms, stored.size_bytes, stored.sha256, now_ms())
-        recorded_ms = None if stored.created else _recorded_ms(stored.folder, segment)
-        if recorded_ms is None:
-            recorded_ms = segment.mtime_ms
-            try:
-                record_segment(stored.folder, segment)
-            except OSError as error:
-                detail = f"the segment cannot be put on record ({error.strerror}); send it again later"
-                raise Problem(503, "unavailable", detail, retry_after_s=5) from error
+        recorded_ms = self._services.storage.record(exam_id, student_id, segment, created=stored.created)
         view = SegmentView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, created=stored.created)
         return view, recorded_ms, self._services.store.get_student(exam_id, student_id)
 
@@ -149,18 +136,9 @@ def gather_bytes(uploads: int) -> int:
     return min(WRITE_BYTES, max(WRITE_BYTES_MIN, GATHERED_BYTES // max(1, uploads)))
 
 
-def _write(writer: SegmentWriter, parts: list[bytes]) -> None:
+def _write(writer: Upload, parts: list[bytes]) -> None:
     for part in parts:
         writer.write(part)
-
-
-def _recorded_ms(folder: Path, segment: Segment) -> int | None:
-    """Since when these bytes are on record under this name: repeats of an upload must not make the list grow."""
-    try:
-        known = read_index(folder).get(segment.name)
-    except (OSError, MergeRefused):
-        return None
-    return known.mtime_ms if known is not None and known.sha256 == segment.sha256 else None
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import BinaryIO
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from zq.exams.errors import ExamError
 from zq.exams.model import Student
+from zq.exams.recording_place import Video
 from zq.web import auth
 from zq.web.exams import student_key
 from zq.web.intake import in_thread
@@ -76,10 +76,9 @@ def _video_of(student: Student) -> str:
     return recording.video
 
 
-def _answer(request: Request, file: BinaryIO, video: str) -> Response:
-    status = os.fstat(file.fileno())
-    size_bytes = status.st_size
-    etag = f'"{status.st_mtime_ns:x}-{size_bytes:x}"'
+def _answer(request: Request, file: Video, video: str) -> Response:
+    size_bytes = file.size_bytes
+    etag = f'"{file.etag}"'
     extension = os.path.splitext(video)[1].lower()
     headers = {
         "Accept-Ranges": "bytes",
@@ -111,7 +110,7 @@ def _answer(request: Request, file: BinaryIO, video: str) -> Response:
 class FileAnswer(Response):
     """Part of an open file, read in a thread as fast as the client takes it; closes the file."""
 
-    def __init__(self, file: BinaryIO, span: Span, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, file: Video, span: Span, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(status_code=status, headers={**headers, "Content-Length": str(span.size_bytes)})
         self._file = file
         self._span = span
@@ -122,7 +121,7 @@ class FileAnswer(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at, end = self._span.first, self._span.last + 1
             while scope["method"] != "HEAD" and at < end and not gone.done():
-                part = await in_thread(os.pread, self._file.fileno(), min(READ_BYTES, end - at), at)
+                part = await in_thread(self._file.read_at, min(READ_BYTES, end - at), at)
                 if not part:
                     # Shorter than it was: the client sees a cut connection, not a wrong film.
                     raise OSError("the recording was cut while it was sent")

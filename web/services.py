@@ -17,7 +17,7 @@ from zq.config import Config
 from zq.exams.errors import ExamError
 from zq.exams.heartbeats import HeartbeatBuffer
 from zq.exams.late_store import LatePresence, LateStore
-from zq.exams.storage import RecordingStorage
+from zq.exams.recording_place import open_recordings
 from zq.protocol.messages import Role
 from zq.web.auth import Gate
 from zq.web.event_feed import EventFeed
@@ -48,7 +48,7 @@ class Services:
         self.store = cast("ExamStore", self.late_store)
         self.presence = LatePresence(self.late_store)
         self.heartbeats = HeartbeatBuffer(self.presence)
-        self.storage = RecordingStorage(config.storage_path)
+        self.storage = open_recordings(config)
         window_ms = round(config.web.idempotency_s * 1000)
         self._answer_book = AnswerBook(config.data_path / "http.db", window_ms)
         self.answers = AnswerKeeper(self._answer_book)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zq
 from zq import config
@@ -20,9 +20,12 @@ from zq.exams.storage import RecordingStorage
 from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.cleanup import clean_up
 from zq.workers.ffmpeg import find_ffmpeg
-from zq.workers.merge_run import MergeRequest, MergeSettings, run_merge
+from zq.workers.merge_run import MergeRequest, MergeResult, MergeSettings, run_merge
 from zq.workers.merge_trash import empty
 from zq.workers.recording_fate import TRASH_LATER_S, RecordingFate, require_done, submit, trash_request
+
+if TYPE_CHECKING:
+    from zq.exams.bucket_recordings import BucketRecordings
 
 MERGE_RETRIES = 3
 
@@ -36,16 +39,20 @@ def merge_recording(exam_id: str, student_id: str, student_name: str = "", folde
     submitted, as a job of its own. Not of a recording with gaps: what is missing may still come.
 
     `folder` is where the segments are, if not in `{storage}/{exam_id}/recordings/{student_id}`; relative paths are
-    relative to the storage, and it must lie inside of it. Returns `MergeResult.to_dict()`. Raises Reject, its text
-    beginning with one of `zq.exams.segments.REASONS`, where another try could not help.
+    relative to the storage, and it must lie inside of it; none may be given where recordings are in a bucket. Returns
+    `MergeResult.to_dict()`. Raises Reject, its text beginning with one of `zq.exams.segments.REASONS`, where another
+    try could not help.
     """
     settings = config.load()
     job: JobContext = current_job()
     fate = RecordingFate(settings, job, exam_id, student_id)
     try:
         with _task_signals():
-            request = _request(settings, exam_id, student_id, student_name, folder)
-            result = run_merge(job, request, merge_settings(settings))
+            if settings.bucket_url:
+                result = _merge_in_bucket(job, settings, exam_id, student_id, student_name, folder)
+            else:
+                request = _request(settings, exam_id, student_id, student_name, folder)
+                result = run_merge(job, request, merge_settings(settings))
     except Exception as error:
         # What another attempt may mend is not a failed recording yet; a lost lease is another attempt's business.
         if isinstance(error, Reject) or (job.attempt > MERGE_RETRIES and not isinstance(error, LeaseLost)):
@@ -56,9 +63,7 @@ def merge_recording(exam_id: str, student_id: str, student_name: str = "", folde
 
 
 @app.task(queue=QUEUE)
-def clean_up_recording(
-    exam_id: str, student_id: str, folder: str = "", merge_job_id: str = ""
-) -> dict[str, Any]:
+def clean_up_recording(exam_id: str, student_id: str, folder: str = "", merge_job_id: str = "") -> dict[str, Any]:
     """Put the segments that are in the student's merged video into the trash. Returns `CleanupResult.to_dict()`.
 
     Without a trash (`merge.trash_keep_s` = 0) they are deleted. With `merge_job_id` not before the broker has that job
@@ -67,16 +72,21 @@ def clean_up_recording(
     job: JobContext = current_job()
     settings = config.load()
     with _task_signals():
-        request = _request(settings, exam_id, student_id, "", folder)
         if merge_job_id:
             require_done(settings, merge_job_id)
-        result = clean_up(
-            request.target,
-            exam_id,
-            student_id,
-            use_trash=settings.merge.trash_keep_s > 0,
-            on_segment=lambda done, total: job.progress(done, total, "clearing away merged segments"),
-        )
+        use_trash = settings.merge.trash_keep_s > 0
+
+        def on_segment(done: int, total: int) -> None:
+            job.progress(done, total, "clearing away merged segments")
+
+        if settings.bucket_url:
+            from zq.workers.bucket_cleanup import clean_up_bucket
+
+            place = _bucket(settings, folder)
+            result = clean_up_bucket(place, exam_id, student_id, use_trash=use_trash, on_segment=on_segment)
+        else:
+            target = _request(settings, exam_id, student_id, "", folder).target
+            result = clean_up(target, exam_id, student_id, use_trash=use_trash, on_segment=on_segment)
     if result.trashed and not folder:
         submit(settings, job, trash_request(exam_id, settings.merge.trash_keep_s))
     return result.to_dict()
@@ -91,16 +101,19 @@ def empty_trash(exam_id: str) -> dict[str, Any]:
     job: JobContext = current_job()
     settings = config.load()
     with _task_signals():
-        try:
+        keep_s = settings.merge.trash_keep_s
+
+        def on_step(done: int, total: int) -> None:
+            job.progress(done, total, "emptying the trash")
+
+        if settings.bucket_url:
+            from zq.workers.bucket_cleanup import empty_bucket_trash
+
+            bucket = _bucket(settings).bucket
+            emptied = empty_bucket_trash(bucket, exam_id, keep_s, time.time(), on_segment=on_step)
+        else:
             target = RecordingStorage(settings.storage_path).exam_folder(exam_id)
-        except ExamError as error:
-            raise MergeRefused("bad_request", str(error)) from None
-        emptied = empty(
-            target,
-            settings.merge.trash_keep_s,
-            time.time(),
-            on_folder=lambda done, total: job.progress(done, total, "emptying the trash"),
-        )
+            emptied = empty(target, keep_s, time.time(), on_folder=on_step)
     if emptied.kept:
         raise Retry(f"{emptied.kept} segments stay in the trash for now", after_s=emptied.due_s + TRASH_LATER_S)
     return emptied.to_dict()
@@ -118,15 +131,30 @@ def merge_settings(settings: config.Config) -> MergeSettings:
     )
 
 
-def _request(
-    settings: config.Config, exam_id: str, student_id: str, student_name: str, folder: str
-) -> MergeRequest:
+def _merge_in_bucket(
+    job: JobContext, settings: config.Config, exam_id: str, student_id: str, student_name: str, folder: str
+) -> MergeResult:
+    from zq.workers.bucket_merge import BucketMerge
+
+    place = _bucket(settings, folder)
+    name = names.person_name(student_name)
+    how = merge_settings(settings)
+    return BucketMerge(job, place, settings.storage_path, exam_id, student_id, name, how).run()
+
+
+def _bucket(settings: config.Config, folder: str = "") -> BucketRecordings:
+    """Where the recordings are. What it needs is loaded by those who have a bucket (obstore: 8 MiB)."""
+    from zq.exams.bucket_recordings import of_config
+
+    if folder:
+        raise MergeRefused("bad_request", f"folder {folder!r} cannot be given where recordings are in a bucket")
+    return of_config(settings)
+
+
+def _request(settings: config.Config, exam_id: str, student_id: str, student_name: str, folder: str) -> MergeRequest:
     storage = RecordingStorage(settings.storage_path)
-    try:
-        path = storage.student_folder(exam_id, student_id)
-        name = names.person_name(student_name)
-    except ExamError as error:
-        raise MergeRefused("bad_request", str(error)) from None
+    path = storage.student_folder(exam_id, student_id)
+    name = names.person_name(student_name)
     if folder:
         path = _inside(settings.storage_path, folder)
     return MergeRequest(exam_id, student_id, name, path, path.parent)
@@ -151,6 +179,12 @@ def _task_signals() -> Iterator[None]:
         yield
     except MergeRefused as refused:
         raise Reject(str(refused)) from refused
+    except ExamError as error:
+        if error.code == "unavailable":
+            raise Retry(f"storage_away: {error}") from error
+        if error.code == "invalid":
+            raise Reject(f"bad_request: {error}") from error
+        raise
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise Retry(f"disk_full: {error}") from error

@@ -35,6 +35,9 @@ class Input(msgspec.Struct, frozen=True):
     size_bytes: _Size
     sha256: _Sha256
     duplicate_of: str = ""
+    key: str = ""
+    """In a bucket: of the object that it was, and that object's `etag`."""
+    etag: str = ""
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,15 +91,19 @@ def place_marker(written: Path, target: Path, output: str) -> Path:
 def read_marker(path: Path) -> Marker:
     """Raises MarkerBroken, OSError (FileNotFoundError: there is none)."""
     with open(open_regular(path), "rb") as file:
-        content = file.read(BYTES_MAX + 1)
+        return decode_marker(file.read(BYTES_MAX + 1), path.name)
+
+
+def decode_marker(content: bytes, where: str) -> Marker:
+    """Raises MarkerBroken, which names the place `where` it is."""
     try:
         marker = msgspec.json.decode(content, type=Marker)
         for name in (marker.output, marker.folder, *(i.name for i in marker.inputs)):
             check_name(name)
     except (msgspec.DecodeError, ValueError) as error:
-        raise MarkerBroken(f"{path.name}: not a manifest of a merged recording: {error}") from None
+        raise MarkerBroken(f"{where}: not a manifest of a merged recording: {error}") from None
     if len(content) > BYTES_MAX or marker.v != 1:
-        raise MarkerBroken(f"{path.name}: too large, or made by another version of zq")
+        raise MarkerBroken(f"{where}: too large, or made by another version of zq")
     return marker
 
 

@@ -122,9 +122,35 @@ def run_merge(job: JobContext, request: MergeRequest, settings: MergeSettings) -
     Raises MergeRefused where no retry helps; Retry, SegmentChanged, OutputWrong, FfmpegFailed, ProbeFailed and
     OSError where one may; and what `job` raises (LeaseLost, SoftTimeLimitExceeded). Every segment is kept in any case.
     """
-    result = _Merge(job, request, settings).run()
+    result = merge_folder(job, request, settings)
     log.info("merged %s", result)
     return result
+
+
+def merge_folder(job: JobContext, request: MergeRequest, settings: MergeSettings) -> MergeResult:
+    """The same as a step of something larger, which has the last word."""
+    return _Merge(job, request, settings).run()
+
+
+def result_of(marker: Marker, started_s: float, *, already: bool, cost: Cost | None = None) -> MergeResult:
+    """What is told of the recording that `marker` is the manifest of."""
+    own_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost = cost or Cost()
+    return MergeResult(
+        video=marker.output,
+        strategy=marker.strategy,
+        segments=len(marker.inputs),
+        runs=marker.runs,
+        frames=marker.frames,
+        duration_s=round(marker.duration_s, 3),
+        size_bytes=marker.output_size_bytes,
+        seconds=round(time.monotonic() - started_s, 3),
+        already=already,
+        decode_s=round(cost.decode_s, 3),
+        ffmpeg_cpu_s=round(cost.cpu_s, 3),
+        peak_memory_bytes=own_kib * 1024 + cost.peak_memory_bytes,
+        gaps=marker.gaps,
+    )
 
 
 class _Merge:
@@ -219,22 +245,7 @@ class _Merge:
         return self._result(earlier, already=True)
 
     def _result(self, marker: Marker, *, already: bool) -> MergeResult:
-        own_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return MergeResult(
-            video=marker.output,
-            strategy=marker.strategy,
-            segments=len(marker.inputs),
-            runs=marker.runs,
-            frames=marker.frames,
-            duration_s=round(marker.duration_s, 3),
-            size_bytes=marker.output_size_bytes,
-            seconds=round(time.monotonic() - self.started_s, 3),
-            already=already,
-            decode_s=round(self.cost.decode_s, 3),
-            ffmpeg_cpu_s=round(self.cost.cpu_s, 3),
-            peak_memory_bytes=own_kib * 1024 + self.cost.peak_memory_bytes,
-            gaps=marker.gaps,
-        )
+        return result_of(marker, self.started_s, already=already, cost=self.cost)
 
     def _collect(self, segments: Sequence[Segment]) -> dict[str, Collected]:
         collected: dict[str, Collected] = {}

@@ -43,12 +43,12 @@ class _Slot:
         from zq.exams.late_store import presence_of
         from zq.exams.moments import Moments
         from zq.exams.reconcile import Reconciler
-        from zq.exams.storage import RecordingStorage
+        from zq.exams.recording_place import open_recordings
         from zq.exams.store import ExamStore
 
         self.config = config.load()
         self.store = ExamStore(self.config.database_url, self.config.exams.time_zone)
-        self.storage = RecordingStorage(self.config.storage_path)
+        self.storage = open_recordings(self.config)
         self.client = Client(self.config)
         self.reconciler = Reconciler(self.store)
         self.moments = Moments(self.config)

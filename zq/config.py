@@ -161,7 +161,12 @@ class ExamsSection(Section, frozen=True):
     presence: str = ""
     """Where signs of life are kept: empty means the exam database; else a Redis, such as `redis://127.0.0.1:6379/0`."""
     storage: str = ""
-    """Folder of the recordings; empty means `data_dir`/exams."""
+    """Folder of the recordings, or a bucket: `s3://BUCKET/PREFIX`; empty means `data_dir`/exams."""
+    storage_endpoint: Annotated[str, Meta(pattern=r"^(https?://[^/\s]+)?$", max_length=255)] = ""
+    """Address of the bucket's server, such as `https://minio.example.edu:9000`; empty means that of AWS."""
+    storage_region: Annotated[str, Meta(pattern=r"^[a-z0-9\-]*$", max_length=64)] = ""
+    """Region of the bucket; empty means AWS_REGION, else us-east-1. The keys come from the environment
+    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."""
     time_zone: str = "Asia/Shanghai"
     """Zone in which naive times are read and in which times are shown."""
     offline_after_s: Seconds = 60.0
@@ -229,11 +234,19 @@ class Config(Section, frozen=True):
         """The folder whose disk counts for jobs that need some."""
         if self.worker.disk_folder:
             return Path(self.worker.disk_folder).expanduser()
-        return self.data_path if "://" in self.exams.storage else self.storage_path
+        return self.data_path if self.bucket_url else self.storage_path
 
     @property
     def storage_path(self) -> Path:
-        return Path(self.exams.storage) if self.exams.storage else self.data_path / "exams"
+        """Folder of the recordings; with a bucket, of what is on its way to it or from it."""
+        if not self.exams.storage or self.bucket_url:
+            return self.data_path / "exams"
+        return Path(self.exams.storage)
+
+    @property
+    def bucket_url(self) -> str:
+        """Where the recordings are, if not in a folder."""
+        return self.exams.storage if "://" in self.exams.storage else ""
 
 
 _INTERNAL = {"source"}

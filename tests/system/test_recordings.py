@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,25 +39,41 @@ class Whole:
 
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    address: str = ""
+    web: int = 0
     opened: ExitStack = field(default_factory=ExitStack)
 
-    def start(self) -> httpx.Client:
-        broker, web = free_port(), free_port()
-        address = f"tcp://127.0.0.1:{broker}"
+    def configure(self) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.web = free_port()
         (self.folder / "zq.toml").write_text(
-            f'data_dir = "var"\n[broker]\nbind = "{address}"\n[client]\nbroker = "{address}"\n[web]\nport = {web}\n'
+            f'data_dir = "var"\n[broker]\nbind = "{self.address}"\n[client]\nbroker = "{self.address}"\n'
+            f"[web]\nport = {self.web}\n"
         )
+
+    def run(
+        self, name: str, words: Sequence[str], more: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("ZQ_")}
-        env["ZQ_CONFIG"] = str(self.folder / "zq.toml")
-        for words in (["zq.broker"], ["zq.workers", "--queue", "video_merge"], ["zq.web"]):
-            with (self.folder / f"{words[0]}.log").open("wb") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *words], env=env, cwd=self.folder, stdout=log, stderr=log
-                    )
+        env |= {"ZQ_CONFIG": str(self.folder / "zq.toml"), **(more or {})}
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *words], env=env, cwd=folder or self.folder, stdout=log, stderr=log
                 )
+            )
+
+    def start(self) -> httpx.Client:
+        self.configure()
+        self.run("broker", ["zq.broker"])
+        self.run("merge", ["zq.workers", "--queue", "video_merge"])
+        self.run("web", ["zq.web"])
+        return self.client()
+
+    def client(self) -> httpx.Client:
+        """Waits for the web service."""
         token = self.folder / "var" / "token"
-        client = httpx.Client(base_url=f"http://127.0.0.1:{web}", timeout=60)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{self.web}", timeout=60)
         self.opened.callback(client.close)
         until_s = time.monotonic() + DEADLINE_S
         while True:
@@ -160,9 +176,7 @@ def play(client: httpx.Client, case_id: str, tmp_path: Path) -> tuple[dict[str, 
 @pytest.mark.parametrize(
     "case_id", [c if c in EVERYDAY else pytest.param(c, marks=pytest.mark.long) for c in sorted(CASES)]
 )
-def test_a_case_comes_out_as_its_manifest_says(
-    whole: tuple[httpx.Client, Path], tmp_path: Path, case_id: str
-) -> None:
+def test_a_case_comes_out_as_its_manifest_says(whole: tuple[httpx.Client, Path], tmp_path: Path, case_id: str) -> None:
     client, recordings = whole
     expect = CASES[case_id]["expect"]
     student = student_of(case_id)
@@ -266,9 +280,7 @@ RECORD = """(async (mime, starts, seconds) => {
         ("video/mp4;codecs=vp9,opus", 2),
     ],
 )
-def test_what_a_browser_records_now(
-    whole: tuple[httpx.Client, Path], tmp_path: Path, mime: str, starts: int
-) -> None:
+def test_what_a_browser_records_now(whole: tuple[httpx.Client, Path], tmp_path: Path, mime: str, starts: int) -> None:
     client, _ = whole
     student = f"b{starts}{''.join(c for c in mime if c.isalnum())}"[:20]
     log_in(client, student)

@@ -18,6 +18,7 @@ from zq.client.aio import AsyncClient
 from zq.exams.errors import ExamError
 from zq.exams.model import Student
 from zq.exams.segment_index import list_segments, read_index
+from zq.exams.storage import RecordingStorage
 from zq.exams.store import ExamStore
 from zq.web.intake import BYTES_PER_S_MIN, GATHERED_BYTES, WRITE_BYTES, WRITE_BYTES_MIN, gather_bytes
 from zq.web.services import now_ms
@@ -42,7 +43,7 @@ def put(api: Api, name: str, content: bytes = b"segment", headers: dict[str, str
 
 
 def folder(api: Api) -> Path:
-    return api.services.storage.student_folder("math", "s1")
+    return RecordingStorage(api.services.config.storage_path).student_folder("math", "s1")
 
 
 def files(api: Api) -> set[str]:
@@ -255,8 +256,9 @@ def test_finish_while_the_broker_is_away_is_on_record_and_healed_by_a_repeat(lon
     assert first.json()["student"]["recording"]["state"] == "requested"
 
     async def with_broker() -> httpx.Response:
-        away, lonely_api.services._client = lonely_api.services._client, AsyncClient(
-            lonely_api.services.config, broker=f"tcp://127.0.0.1:{broker_port}", timeout_s=5
+        away, lonely_api.services._client = (
+            lonely_api.services._client,
+            AsyncClient(lonely_api.services.config, broker=f"tcp://127.0.0.1:{broker_port}", timeout_s=5),
         )
         try:
             again = await lonely_api.send("POST", f"{STUDENT}/finish")
@@ -328,7 +330,7 @@ def test_an_upload_repeated_after_the_merge_does_not_come_back(api: Api) -> None
 
 
 def succeed(api: Api, job: str, content: bytes = b"0123456789", video: str = "s1_王小明_20260630_110000.webm") -> None:
-    target = api.services.storage.exam_folder("math")
+    target = RecordingStorage(api.services.config.storage_path).exam_folder("math")
     target.mkdir(parents=True, exist_ok=True)
     (target / video).write_bytes(content)
     api.services.store.merge_succeeded(

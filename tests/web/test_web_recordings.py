@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.web.conftest import Api, problem
 from tests.web.test_web_exams import STUDENT, make_exam, succeed
+from zq.exams.storage import RecordingStorage
 from zq.web.ranges import NotSatisfiable, Span, wanted
 from zq.web.recordings import READ_BYTES
 
@@ -62,7 +63,7 @@ def test_what_the_client_has_is_not_sent_again(recorded: Api) -> None:
 
 
 def test_a_video_that_is_gone_and_a_link_in_its_place(recorded: Api) -> None:
-    folder = recorded.services.storage.exam_folder("math")
+    folder = RecordingStorage(recorded.services.config.storage_path).exam_folder("math")
     (video,) = folder.glob("*.webm")
     video.unlink()
     problem(recorded("GET", f"{STUDENT}/recording"), 404)
@@ -75,9 +76,7 @@ def test_any_range_is_inside_the_file(header: str, size_bytes: int) -> None:
     check(header, size_bytes)
 
 
-@given(
-    st.one_of(st.none(), st.integers(0, 10**20)), st.one_of(st.none(), st.integers(0, 10**20)), st.integers(0, 1000)
-)
+@given(st.one_of(st.none(), st.integers(0, 10**20)), st.one_of(st.none(), st.integers(0, 10**20)), st.integers(0, 1000))
 def test_any_numbers_are_inside_the_file(first: int | None, last: int | None, size_bytes: int) -> None:
     check(f"bytes={'' if first is None else first}-{'' if last is None else last}", size_bytes)
 
