@@ -84,7 +84,8 @@ def _number(request: Request, header: str, most: int) -> int | None:
 
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_DIGEST = re.compile(r"(?:^|[,\s])sha-256=:?([A-Za-z0-9+/]{43}=):?(?:[,\s]|$)", re.IGNORECASE)
+_SHA_256 = re.compile(r"(?:^|[,\s])sha-256\s*=", re.IGNORECASE)
+_DIGEST = re.compile(r"(?:^|[,\s])sha-256=:?([A-Za-z0-9+/]{43}=):?(?:[,;\s]|$)", re.IGNORECASE)
 
 
 def _sha256(request: Request) -> str | None:
@@ -94,9 +95,12 @@ def _sha256(request: Request) -> str | None:
             raise invalid("#/header/x-zq-sha256", "X-Zq-Sha256 is not 64 hexadecimal digits")
         return text.lower()
     for header in ("content-digest", "digest"):
-        text = request.headers.get(header)
-        if text is not None and (found := _DIGEST.search(text[:1000])):
+        text = request.headers.get(header, "")[:1000]
+        if found := _DIGEST.search(text):
             with contextlib.suppress(binascii.Error):
                 return base64.b64decode(found[1], validate=True).hex()
+        if _SHA_256.search(text):
+            # Whoever sends it counts on its being checked.
+            raise invalid(f"#/header/{header}", f"{header} has a sha-256 that is none; write sha-256=:BASE64:")
     # Digests of other kinds are not ours to check.
     return None
