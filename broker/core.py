@@ -86,7 +86,7 @@ class Core:
         self.registers = Registers(self.book)
         self.facts = facts if facts is not None else Facts(epoch=epoch, started_ms=now_ms)
         self.queries = Queries(self.book, self.queues, self.sessions, self.leases, self.feed, self.facts)
-        self._waiters = Waiters()
+        self.waiters = Waiters()
         self._sends: list[tuple[bytes, BrokerMessage]] = []
         self._receipts: list[tuple[bytes, BrokerMessage]] = []
         """Go out last: whoever is to work is told before those who only have to know."""
@@ -157,7 +157,7 @@ class Core:
             self._next_check_ms = now_ms + CHECK_EVERY_MS
             self._drop_silent(now_ms)
             self.queues.watch(now_ms)
-            self._waiters.expire(now_ms)
+            self.waiters.expire(now_ms)
         self.retention.turn(now_ms)
         self.room.promote(now_ms)
         for row in self.room.expire(now_ms):
@@ -291,6 +291,7 @@ class Core:
 
     def _close_session(self, session: Session) -> None:
         self.queues.leave(session)
+        self.waiters.left(session)
         self.sessions.close(session)
 
     # ------------------------------------------------------------------------------------------ jobs
@@ -419,11 +420,11 @@ class Core:
             self._refuse(session.peer, message.request, Code.NOT_FOUND, "no such job, or its retention is over")
         elif row.state in ENDED:
             self._send(session, self._ended(row, message.request))
-        elif not self._waiters.add(Waiter(session, message.request, row.id, now_ms + message.timeout_ms)):
+        elif not self.waiters.add(Waiter(session, message.request, row.id, now_ms + message.timeout_ms)):
             self._refuse(session.peer, message.request, Code.BUSY, "too many are waiting for jobs")
 
     def _notify(self, row: JobRow) -> None:
-        for waiter in self._waiters.ended(row.id):
+        for waiter in self.waiters.ended(row.id):
             self._send(waiter.session, self._ended(row, waiter.request))
 
     def _ended(self, row: JobRow, request: int) -> m.Ended:

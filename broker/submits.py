@@ -43,7 +43,9 @@ class Submits:
             if holder is not None:
                 row = self._book.row(holder)
                 assert row is not None
-                if row.state is State.RUNNING or spec.key_policy is KeyPolicy.REFUSE:
+                # A key is one over all queues: what waits where this peer has no business is left alone.
+                untouchable = row.state is State.RUNNING or not _may_use(session, row.queue)
+                if untouchable or spec.key_policy is KeyPolicy.REFUSE:
                     return Receipt(holder, ReceiptStatus.KEY_TAKEN, row.state), None
                 if spec.key_policy is KeyPolicy.RESCHEDULE:
                     row = self._room.move_time(row, due_ms_of(spec, now_ms), now_ms)
@@ -66,7 +68,7 @@ class Submits:
         return []
 
     def _refusal(self, session: Session, queue: str) -> tuple[Code, str] | None:
-        if session.identity is not None and not session.identity.may_use(queue):
+        if not _may_use(session, queue):
             return Code.FORBIDDEN, f"this key may not submit to queue '{queue}'"
         if self.closed is not None:
             return self.closed, "the broker takes no new jobs now; acknowledgements go on"
@@ -79,6 +81,10 @@ class Submits:
         if counts.by_state[State.READY] + counts.by_state[State.SCHEDULED] >= length_max:
             return Code.QUEUE_FULL, f"{length_max} jobs wait in queue '{queue}'"
         return None
+
+
+def _may_use(session: Session, queue: str) -> bool:
+    return session.identity is None or session.identity.may_use(queue)
 
 
 def _refused(job_id: bytes, code: Code, detail: str) -> Receipt:
