@@ -212,6 +212,9 @@ class Core:
         if len(self.sessions.by_id) >= limits.SESSIONS_MAX:
             self._refuse(peer, 0, Code.BUSY, f"{limits.SESSIONS_MAX} sessions are open")
             return
+        if not all(self.queues.has_room_for(q.queue) for q in hello.queues):
+            self._refuse(peer, 0, Code.BUSY, f"there are {limits.QUEUES_MAX} queues already")
+            return
         if hello.role is Role.WORKER:
             earlier = self.sessions.workers.get(full_name(identity, hello.instance))
             if earlier is not None:
@@ -393,7 +396,7 @@ class Core:
     def _set_queue(self, session: Session, message: m.SetQueue, now_ms: int) -> None:
         if not valid_name(message.queue):
             self._refuse(session.peer, message.request, Code.INVALID, "no name of a queue")
-        elif message.queue not in self.queues.by_name and len(self.queues.by_name) >= limits.QUEUES_MAX:
+        elif not self.queues.has_room_for(message.queue):
             self._refuse(session.peer, message.request, Code.BUSY, f"there are {limits.QUEUES_MAX} queues already")
         else:
             self.orders.set_queue(session, message, now_ms)

@@ -19,6 +19,7 @@ from zq.broker.lanes import Head, Lanes
 from zq.broker.records import JobRow
 from zq.broker.sessions import Session
 from zq.broker.window import Window
+from zq.protocol import limits
 from zq.protocol.job import Cause, State
 
 UNSERVED_MS = 2000
@@ -183,11 +184,19 @@ class Queues:
                 queue.unserved_told = True
                 self._book.note_queue(queue.name, Cause.QUEUE_UNSERVED, now_ms, f"{queue.waiting} jobs wait")
 
-    def set_credit(self, session: Session, limits: dict[str, int]) -> None:
-        session.limits = limits
-        for name in limits:
+    def set_credit(self, session: Session, credit: dict[str, int]) -> None:
+        session.limits = {name: slots for name, slots in credit.items() if self.has_room_for(name)}
+        for name in session.limits:
             self.get(name).serve(session)
 
     def leave(self, session: Session) -> None:
         for name in session.limits:
-            self.get(name).leave(session)
+            queue = self.get(name)
+            queue.leave(session)
+            kept = name in self._book.counts or name in self._settings or queue.settings != QueueSettings()
+            if not kept and not queue.consumers:
+                del self.by_name[name]
+
+    def has_room_for(self, name: str) -> bool:
+        """Whether it is a queue, or may become one."""
+        return name in self.by_name or len(self.by_name) < limits.QUEUES_MAX

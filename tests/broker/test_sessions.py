@@ -9,6 +9,7 @@ import zq.protocol.messages as m
 from tests.broker.harness import Harness, one
 from zq.broker.core import Settings
 from zq.broker.sessions import Identity
+from zq.protocol import limits
 from zq.protocol.errors import Code
 from zq.protocol.job import JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import ReceiptStatus, Role
@@ -144,6 +145,39 @@ def test_poison_jobs_end_dead_after_exactly_their_dispatches_over_restarts(zq: H
     assert zq.state(job) is State.DEAD
     assert "came back without it" in zq.row(job).error
     assert [a.outcome for a in zq.journal.attempts(job)] == [Outcome.LOST] * 4
+
+
+def test_queues_that_were_only_served_go_with_their_worker(zq: Harness) -> None:
+    for number in range(limits.QUEUES_MAX + 2):
+        zq.worker(queue=f"passing-{number}")
+    assert list(zq.core.queues.by_name) == [f"passing-{limits.QUEUES_MAX + 1}"]
+    zq.submit("a", queue="q")
+    zq.worker(queue="q")
+    zq.ask(m.QueueSet, m.SetQueue(0, 1, "set", paused=True))
+    zq.worker(queue="set")
+    zq.worker(queue="other")
+    assert sorted(zq.core.queues.by_name) == ["other", "q", "set"]
+    zq.restart()
+    zq.ask(m.QueueSet, m.SetQueue(0, 1, "set", paused=False))
+    zq.worker(queue="set")
+    zq.worker(queue="other")
+    assert not zq.ask(m.Queues, m.AskQueues(0, 1)).queues[-1].paused
+
+
+def test_more_queues_than_there_may_be_are_not_served(zq: Harness) -> None:
+    per_worker = limits.QUEUES_PER_WORKER_MAX
+    for number in range(limits.QUEUES_MAX // per_worker):
+        session = one(zq.say(f"w{number}", hello(f"w{number}", f"n{number}-", per_worker)), m.Welcome).session
+        zq.say(f"w{number}", m.Resume(session, []))
+        credit = [m.QueueSlots(f"n{number}-{n}", 1) for n in range(per_worker)]
+        zq.say(f"w{number}", m.Credit(session, credit))
+    assert len(zq.core.queues.by_name) == limits.QUEUES_MAX
+    assert one(zq.say("late", hello("late", "more-", 1)), m.Refusal).code is Code.BUSY
+    one(zq.say("also", hello("also", "n0-", 1)), m.Welcome)
+
+
+def hello(instance: str, prefix: str, queues: int) -> m.Hello:
+    return m.Hello(1, 1, Role.WORKER, instance, bytes(16), [m.QueueSlots(f"{prefix}{n}", 1) for n in range(queues)])
 
 
 # ---------------------------------------------------------------------------------------------- rights
