@@ -69,6 +69,12 @@ def parse_positional(text: str | None) -> list[Any]:
 @click.option("--eta", metavar="TIME", help="Start at this time at the earliest: ISO 8601 with a zone.")
 @click.option("--expires", "expires_s", type=float, metavar="S", help="Drop it if it has not started within this.")
 @click.option("--max-retries", type=int, default=3, show_default=True, help="Attempts after the first one.")
+@click.option(
+    "--backoff", "backoff_s", type=float, default=60.0, show_default=True, metavar="S",
+    help="Before the first retry; doubled for each further one, an hour at most.",
+)  # fmt: skip
+@click.option("--soft-time-limit", "soft_time_limit_s", type=float, metavar="S", help="Then the task is asked to stop.")
+@click.option("--time-limit", "time_limit_s", type=float, metavar="S", help="Then its processes are ended.")
 @click.option("--wait", "wait", is_flag=True, help="Wait for the end and print the result.")
 @click.option("--timeout", "timeout_s", type=float, metavar="S", help="With --wait: how long (default: for ever).")
 @json_option
@@ -93,6 +99,9 @@ def submit(
     eta: str | None,
     expires_s: float | None,
     max_retries: int,
+    backoff_s: float,
+    soft_time_limit_s: float | None,
+    time_limit_s: float | None,
     wait: bool,
     timeout_s: float | None,
     as_json: bool,
@@ -125,6 +134,9 @@ def submit(
         eta=_parse_eta(eta),
         expires_s=expires_s,
         max_retries=max_retries,
+        backoff_s=backoff_s,
+        soft_time_limit_s=soft_time_limit_s,
+        time_limit_s=time_limit_s,
     )
     with client:
         job = client.submit_request(request)

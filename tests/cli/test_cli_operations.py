@@ -16,10 +16,10 @@ import zmq
 from click.testing import CliRunner, Result
 
 from tests.conftest import LiveBroker
-from zq import Client, JobRequest, cli, cli_dead
+from zq import Client, JobRequest, cli, cli_dead, cli_jobs
 from zq.client.link import ClientContext, open_socket
 from zq.protocol import codec, messages
-from zq.protocol.job import Outcome, State
+from zq.protocol.job import Outcome, State, decode_spec
 
 
 @pytest.fixture
@@ -314,3 +314,22 @@ def test_every_command_has_help_and_json() -> None:
         result = zq(*words.split(), "--help")
         assert result.exit_code == 0
         assert "--json" in result.stdout
+
+
+def test_all_that_a_job_can_be_asked_for_can_be_asked_for_here() -> None:
+    """`trace` is for programs that pass theirs on; args, kwargs and id have names of their own."""
+    options = {str(parameter.name) for parameter in cli_jobs.submit.params}
+    named = {"positional": "args", "keywords": "kwargs", "job_id": "id"}
+    assert set(JobRequest.__struct_fields__) - {named.get(name, name) for name in options} == {"trace"}
+
+
+def test_limits_and_backoff_travel(live_broker: LiveBroker) -> None:
+    limits = ["--backoff", "0.5", "--soft-time-limit", "30", "--time-limit", "60"]
+    job_id = zq("submit", "m.f", "--queue", "q", *limits, broker=live_broker.address).stdout.split()[0]
+    with Client(live_broker.config) as client:
+        detail = client.detail(job_id)
+    assert detail is not None
+    spec = decode_spec(detail.spec)
+    assert (spec.backoff_ms, spec.soft_limit_ms, spec.hard_limit_ms) == (500, 30_000, 60_000)
+    refused = zq("submit", "m.f", "--queue", "q", "--time-limit", "1", "--soft-time-limit", "2")
+    assert (refused.exit_code, "soft limit comes first" in refused.stderr) == (cli.EXIT_USAGE, True)
