@@ -20,6 +20,9 @@ from zq.exams.errors import ExamError
 
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for other writers before it is refused as unavailable."""
+ANSWER_TIMEOUT_S = 30.0
+"""A server that has not answered a statement by then is away: it may have been stopped, or be behind a cable that was
+pulled. Its locks are given up long before (BUSY_TIMEOUT_S)."""
 POOL_CONNECTIONS = 4
 
 _WRITES = "zq_writes"
@@ -59,13 +62,12 @@ class Database:
 
     def __init__(self, url: str, zone: zoneinfo.ZoneInfo, *, merge_duplicates: bool = False) -> None:
         self._engine = _engine(url)
-        self._writer = self._engine.execution_options(**{_WRITES: True})
+        self._writer = _writer(self._engine)
         try:
             with self.read() as connection:
                 ready = migrate.version_of(connection) == migrate.HEAD
             if not ready:
-                with self.write() as connection:
-                    migrate.upgrade(connection, merge_duplicates=merge_duplicates)
+                _upgrade(url, merge_duplicates)
             with self.read() as connection:
                 shape.set_shape(self._engine.dialect, shape.find_shape(connection, zone))
         except BaseException:
@@ -94,20 +96,40 @@ class Database:
         On SQLite there is one writer at a time, from the first statement on. On other databases, rows that a decision
         rests on must be read with `with_for_update()`, in the order of their keys.
         """
-        with _translated():
-            with self._writer.begin() as connection:
-                notices = _notices_of(connection)
-                notices.clear()
-                yield connection
-            _refuse_unsure(notices)
+        with _writing(self._writer) as connection:
+            yield connection
 
     def close(self) -> None:
         self._engine.dispose()
 
 
+def _writer(engine: Engine) -> Engine:
+    return engine.execution_options(**{_WRITES: True})
+
+
+@contextmanager
+def _writing(writer: Engine) -> Iterator[Connection]:
+    with _translated():
+        with writer.begin() as connection:
+            notices = _notices_of(connection)
+            notices.clear()
+            yield connection
+        _refuse_unsure(notices)
+
+
+def _upgrade(url: str, merge_duplicates: bool) -> None:
+    """On a connection of its own, which waits as long as it takes to index a university's years."""
+    engine = _engine(url, patient=True)
+    try:
+        with _writing(_writer(engine)) as connection:
+            migrate.upgrade(connection, merge_duplicates=merge_duplicates)
+    finally:
+        engine.dispose()
+
+
 def plan(url: str) -> migrate.Plan:
     """What opening this database would do to its schema. Looks only, but for an SQLite file that is made if missing."""
-    engine = _engine(url)
+    engine = _engine(url, patient=True)
     try:
         with _translated(), engine.begin() as connection:
             return migrate.plan(connection)
@@ -144,7 +166,7 @@ def _cause(error: BaseException) -> str:
     return (str(getattr(error, "orig", None) or error).splitlines() or [""])[0][:200]
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, patient: bool = False) -> Engine:
     try:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername in _DRIVERS:
@@ -152,7 +174,7 @@ def _engine(url: str) -> Engine:
         sqlite = parsed.get_backend_name() == "sqlite"
         if sqlite and parsed.database in {None, "", ":memory:"}:
             raise ExamError("invalid", "exams.database: SQLite needs a file, such as sqlite:////var/lib/zq/exams.db")
-        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else _server_options(parsed)
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else _server_options(parsed, patient)
         engine = sqlalchemy.create_engine(
             parsed, pool_size=POOL_CONNECTIONS, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S, **options
         )
@@ -172,19 +194,27 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _server_options(url: sqlalchemy.URL) -> dict[str, Any]:
+def _server_options(url: sqlalchemy.URL, patient: bool) -> dict[str, Any]:
     # READ COMMITTED: a statement behind a lock must see what the holder of the lock has written.
     options: dict[str, Any] = {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
     if url.get_backend_name() in {"mysql", "mariadb"}:
         wait_s = int(BUSY_TIMEOUT_S)
         # Strict: a value that does not fit is an error, not cut off.
         settings = f"SET SESSION innodb_lock_wait_timeout={wait_s}, sql_mode=CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
-        options |= {"connect_args": {"connect_timeout": wait_s, "init_command": settings}, "pool_recycle": 3600}
+        arguments: dict[str, Any] = {"connect_timeout": wait_s, "init_command": settings}
+        if not patient and url.drivername.endswith("+pymysql"):
+            arguments |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
+        options |= {"connect_args": arguments, "pool_recycle": 3600}
     elif url.drivername == "postgresql+psycopg":
         wait_ms = int(BUSY_TIMEOUT_S * 1000)
         # A connection that died in a transaction must not hold its locks for long.
         settings = f"-c lock_timeout={wait_ms} -c idle_in_transaction_session_timeout=60000"
-        options |= {"connect_args": {"connect_timeout": int(BUSY_TIMEOUT_S), "options": settings}}
+        arguments = {"connect_timeout": int(BUSY_TIMEOUT_S), "keepalives_idle": 10, "keepalives_interval": 5}
+        if not patient:
+            answer_ms = int(ANSWER_TIMEOUT_S * 1000)
+            settings += f" -c statement_timeout={answer_ms}"
+            arguments["tcp_user_timeout"] = answer_ms
+        options |= {"connect_args": {**arguments, "options": settings}}
     return options
 
 

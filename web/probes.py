@@ -58,7 +58,7 @@ class ProbeRoutes:
             async with asyncio.timeout(READY_S):
                 await asyncio.to_thread(self._ask_store)
         except (ExamError, TimeoutError) as error:
-            reasons.append(f"exams cannot be served: {error or 'the database does not answer'}")
+            reasons.append(f"exams cannot be served: {str(error) or 'the database does not answer'}")
         return json_response(views.Health(status="degraded" if reasons else "ok", reasons=reasons))
 
     def _ask_store(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from tests.exams.conftest import Ready
 from tests.exams.test_store import END, NOW_MS, START
+from tests.servers.processes import MariaDB
 from zq.exams.errors import ExamError
 from zq.exams.store import ExamStore
 
@@ -81,3 +83,29 @@ def test_a_lock_that_somebody_keeps_is_waited_for_and_then_unavailable(
     assert error.value.code == "unavailable"
     assert other.edit_times("e1", now_ms=NOW_MS, end=END).id == "e1"
     other.close()
+
+
+@pytest.mark.xdist_group("mariadb")
+def test_a_server_that_has_stopped_answering_is_not_waited_for_without_end(
+    mariadb: ExamStore, mariadb_server: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zq.exams.database.ANSWER_TIMEOUT_S", 0.5)
+    store = ExamStore(mariadb.database.engine.url.render_as_string(hide_password=False), "Asia/Shanghai")
+    mariadb_server.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ExamError) as error:
+            store.list_exams()
+    finally:
+        mariadb_server.process.send_signal(signal.SIGCONT)
+    assert error.value.code == "unavailable"
+    assert store.list_exams() == []
+    store.close()
+
+
+def test_a_statement_that_takes_too_long_is_broken_off(ready_postgres: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zq.exams.database.ANSWER_TIMEOUT_S", 0.3)
+    store = ExamStore(ready_postgres.url, "Asia/Shanghai")
+    with pytest.raises(ExamError) as error, store.database.read() as connection:
+        connection.execute(text("SELECT pg_sleep(60)"))
+    assert error.value.code == "unavailable"
+    store.close()
