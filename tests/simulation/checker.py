@@ -1,7 +1,11 @@
 """What must hold whatever happens, checked on the history while it is made. Numbers as in docs/promises.md.
 
-The checker sees every batch that was committed, everything the broker sent after it, every receipt a client read, and
-every attempt that was started. It knows nothing of how the broker works.
+The checker sees every batch that was committed, everything the broker sent after it, every receipt a client read,
+every attempt that was started, and what workers have said of each. It knows nothing of how the broker works.
+
+Of the seventeen, these are of what is simulated: I1 to I5, I8, I9, I13, I14 and I17 here; I6 and I7 in
+test_simulation.py, where a run is such that they can be told. I10, I11, I12, I15 and I16 are of schedulers, merges,
+processes, keys and bytes, of which there are none here.
 """
 
 from __future__ import annotations
@@ -9,11 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 import zq.protocol.messages as m
 from zq.broker.journal import Step
 from zq.broker.memory_journal import MemoryJournal
-from zq.broker.records import JobRow
-from zq.protocol.job import ENDED, JobSpec, State
+from zq.broker.records import RESULT_DROPPED, JobRow
+from zq.protocol.errors import Code
+from zq.protocol.job import ENDED, JobSpec, Outcome, State
 from zq.protocol.messages import BrokerMessage, Receipt, ReceiptStatus
 
 DISK_BYTES = 1 << 30
@@ -38,6 +45,9 @@ class Checker:
         self.specs: dict[bytes, JobSpec] = {}
         self.receipts: dict[bytes, ReceiptStatus] = {}
         self.ended: dict[bytes, State] = {}
+        self.accepted: set[bytes] = set()
+        self.handed_back: dict[bytes, set[int]] = defaultdict(set)
+        """job → tokens of the attempts that a draining worker gave back."""
         self.starts: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
         """job → (attempt, token) of every attempt that began to run."""
         self.dispatched: list[tuple[str, int, int]] = []
@@ -49,19 +59,33 @@ class Checker:
         if receipt.status in (ReceiptStatus.ACCEPTED, ReceiptStatus.DUPLICATE):
             self.receipts[receipt.job_id] = receipt.status
         elif receipt.status is ReceiptStatus.REFUSED:
-            raise Violation(f"I3: a good job was refused: {receipt.code} {receipt.detail}")
+            for_now = receipt.code is Code.DISK_LOW and receipt.retry_after_ms > 0
+            demand(for_now, f"I3: a good job was refused: {receipt.code} {receipt.detail}")
 
-    def committed(self, steps: Sequence[Step]) -> None:
+    def answered(self, results: Sequence[m.Result]) -> None:
+        """A worker is about to say how attempts have ended."""
+        for word in results:
+            if word.outcome is Outcome.HANDED_BACK:
+                self.handed_back[word.job_id].add(word.token)
+
+    def committed(self, steps: Sequence[Step], *, accepting: bool) -> None:
+        """`accepting`: there was room on the disk for new jobs."""
         for step in steps:
             before, after = step.before, step.after
+            demand(accepting or before is not None, "I14: a job was accepted while the disk was low")
+            if before is None and after is not None:
+                demand(after.id not in self.accepted, "I3: a job was accepted twice")
+                self.accepted.add(after.id)
             demand(after is not None, "nothing is forgotten within its retention")
             assert after is not None
-            if after.id in self.ended:
+            if after.id in self.ended and not _only_forgets_its_result(before, after):
                 raise Violation(f"I2: job {after.id.hex()} had ended and changed again")
             if after.state in ENDED:
                 self.ended[after.id] = after.state
             limit = 1 + self.specs[after.id].max_retries
             demand(after.attempt - after.uncounted <= limit, "I4: more dispatches than 1 + retries")
+            handed_back = len(self.handed_back[after.id])
+            demand(after.uncounted <= handed_back, "I4: an attempt that nobody handed back does not count")
             earlier = before.attempt if before is not None else 0
             demand(after.attempt - earlier >= 0, "I4: attempts are counted up")
             demand(
@@ -124,8 +148,18 @@ class Checker:
         demand(all(token != t for _, t in starts), "a token is used once")
         starts.append((attempt, token))
         self.dispatched.append((self.specs[job_id].queue, attempt, token))
-        # Nobody drains in the simulator, so no attempt that began was handed back.
-        demand(len(starts) <= 1 + self.specs[job_id].max_retries, "I4: a job ran more than 1 + retries times")
+        limit = 1 + self.specs[job_id].max_retries + len(self.handed_back[job_id])
+        demand(len(starts) <= limit, "I4: a job ran more than 1 + retries times")
+
+    def in_order(self, steps: Sequence[Step], journal: MemoryJournal) -> None:
+        """What has just been committed: nobody who asks the same went before somebody who was there first."""
+        begun = [s.after for s in steps if s.after and s.after.attempt and not (s.before and s.before.attempt)]
+        for row in begun:
+            waiting = [
+                r.seq for r in journal._rows.values()
+                if r.state is State.READY and r.admitted and not r.attempt and _asks(r) == _asks(row)
+            ]  # fmt: skip
+            demand(row.seq < min(waiting, default=row.seq + 1), "I9: a job was overtaken by a later one of its kind")
 
     def finish(self, journal: MemoryJournal) -> None:
         """At the end of a run, on what is on disk."""
@@ -143,3 +177,13 @@ class Checker:
             for state in State:
                 rows = sum(1 for row in journal._rows.values() if row.queue == name and row.state is state)
                 demand(rows == counts.by_state[state], f"audit: {state.label} of queue {name}")
+
+
+def _only_forgets_its_result(before: JobRow | None, after: JobRow) -> bool:
+    return before is not None and after == replace(before, result_until_ms=RESULT_DROPPED)
+
+
+def _asks(row: JobRow) -> tuple[object, ...]:
+    """What it asks of a worker, where it waits, and how urgently. Needs of about the same size stand in one line."""
+    needs = row.disk_bytes.bit_length(), row.memory_bytes.bit_length()
+    return row.queue, row.priority, row.tags, needs
