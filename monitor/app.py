@@ -25,11 +25,13 @@ from zq.monitor.drawing import UTF8, Line, Signs, Style
 from zq.monitor.fetch import Source
 from zq.monitor.keys import Mode
 from zq.monitor.model import Board, History, board
-from zq.monitor.state import Change, Look, Open, Order, Quit, Ui
+from zq.monitor.state import Change, Look, Open, Order, Pause, Quit, Ui
 from zq.monitor.tables import short_id
+from zq.protocol.job import State
 
 REDRAW_S = 0.5
 """Ages on the screen grow in this step when nothing else happens."""
+WAITING = frozenset({State.SCHEDULED, State.READY})
 _LOOKS: dict[Style, rich_style.Style] = {
     Style.PLAIN: rich_style.Style(),
     Style.STRONG: rich_style.Style(bold=True),
@@ -126,10 +128,21 @@ class ZqTop(App[None]):
 
     async def _fetch_detail(self, job_id: bytes) -> None:
         try:
-            self.ui.show(await self._source.detail(job_id))
+            detail = await self._source.detail(job_id)
+            self.ui.show(detail, await self._source.why(job_id) if detail.job.state in WAITING else None)
         except ZqError as error:
             if self.ui.opened == job_id:
                 self.ui.say(str(error))
+        self.draw()
+
+    async def _pause(self, order: Pause) -> None:
+        try:
+            queue = await self._source.pause(order.queue, order.paused)
+        except ZqError as error:
+            self.ui.say(str(error))
+        else:
+            self.ui.say(f"queue {queue.name} {'is paused' if queue.paused else 'starts jobs again'}")
+        self._hurry.set()
         self.draw()
 
     async def _change(self, order: Change) -> None:
@@ -184,3 +197,5 @@ class ZqTop(App[None]):
                 self.run_worker(self._fetch_detail(job_id))
             case Change():
                 self.run_worker(self._change(order))
+            case Pause():
+                self.run_worker(self._pause(order))

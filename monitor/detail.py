@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from datetime import tzinfo
 
+from zq.client.arguments import one_line, spec_of
 from zq.monitor import cells
-from zq.monitor.arguments import one_line, spec_of
 from zq.monitor.drawing import Line, Signs, Span, Style, bar
 from zq.monitor.model import age_of, fraction_of
 from zq.monitor.units import duration, moment, size
 from zq.protocol.job import Outcome, State, format_id
-from zq.protocol.messages import AttemptInfo, JobDetail, JobInfo, Usage
+from zq.protocol.messages import AttemptInfo, JobDetail, JobInfo, Usage, Why, WhyReason
 
 ERROR_LINES_MAX = 200
 """Of one attempt."""
 
 
-def detail_lines(detail: JobDetail, now_ms: int, width_cells: int, signs: Signs, zone: tzinfo) -> list[Line]:
-    """`now_ms` is the broker's clock; times are shown in `zone`."""
+def detail_lines(
+    detail: JobDetail, now_ms: int, width_cells: int, signs: Signs, zone: tzinfo, why: Why | None = None
+) -> list[Line]:
+    """`now_ms` is the broker's clock; times are shown in `zone`; `why` is what holds a job that waits."""
     job = detail.job
     lines: list[Line] = [(Span("Job ", Style.HEAD), Span(format_id(job.id), Style.STRONG))]
     for label, value, style in _facts(detail, now_ms, signs, zone):
         lines += _entry(label, value, style, width_cells, signs)
+        if label == "state" and why is not None and why.reason is not WhyReason.NOT_WAITING:
+            lines += _entry("why", why.text, Style.WARN, width_cells, signs)
+            for holder in why.holders:
+                lines += _entry("held by", format_id(holder), Style.WARN, width_cells, signs)
     lines += [(), (Span(f"Attempts ({len(detail.attempts)})", Style.HEAD),)]
     if not detail.attempts:
         lines.append((Span("  none has started", Style.QUIET),))

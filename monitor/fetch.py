@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from zq.client.arguments import arguments_of
 from zq.exceptions import Refused
-from zq.monitor.arguments import arguments_of
 from zq.monitor.model import Query, Snapshot
 from zq.monitor.units import size
 from zq.protocol.job import State
-from zq.protocol.messages import BrokerInfo, Change, JobDetail, JobInfo, QueueInfo, WorkerInfo
+from zq.protocol.messages import BrokerInfo, Change, JobDetail, JobInfo, QueueInfo, Why, WorkerInfo
 
 JOBS_SHOWN_MAX = 200
 """Of the job pane's page: more than a screen holds, and little to send every second."""
@@ -40,6 +40,8 @@ class Asks(Protocol):
     async def detail(self, id: bytes) -> JobDetail: ...
     async def cancel(self, ids: Sequence[bytes]) -> list[Change]: ...
     async def retry(self, ids: Sequence[bytes]) -> list[Change]: ...
+    async def why(self, id: bytes) -> Why: ...
+    async def set_queue(self, queue: str, *, paused: bool) -> QueueInfo: ...
     async def close(self) -> None: ...
 
 
@@ -48,7 +50,9 @@ class Source(Protocol):
 
     async def snapshot(self, query: Query) -> Snapshot: ...
     async def detail(self, job_id: bytes) -> JobDetail: ...
+    async def why(self, job_id: bytes) -> Why: ...
     async def change(self, verb: Literal["cancel", "retry"], job_id: bytes) -> Change: ...
+    async def pause(self, queue: str, paused: bool) -> QueueInfo: ...
     async def close(self) -> None: ...
 
 
@@ -102,11 +106,21 @@ class Fetcher:
     async def detail(self, job_id: bytes) -> JobDetail:
         return await self._reader.detail(job_id)
 
+    async def why(self, job_id: bytes) -> Why:
+        return await self._reader.why(job_id)
+
     async def change(self, verb: Literal["cancel", "retry"], job_id: bytes) -> Change:
+        actor = self._acting()
+        changes = await (actor.cancel([job_id]) if verb == "cancel" else actor.retry([job_id]))
+        return changes[0]
+
+    async def pause(self, queue: str, paused: bool) -> QueueInfo:
+        return await self._acting().set_queue(queue, paused=paused)
+
+    def _acting(self) -> Asks:
         if self._actor is None:
             self._actor = self._make_actor() if self._make_actor is not None else self._reader
-        changes = await (self._actor.cancel([job_id]) if verb == "cancel" else self._actor.retry([job_id]))
-        return changes[0]
+        return self._actor
 
     async def close(self) -> None:
         await self._reader.close()

@@ -43,6 +43,7 @@ class Action(Enum):
     FREEZE = auto()
     CANCEL = auto()
     RETRY = auto()
+    PAUSE = auto()
     YES = auto()
     NO = auto()
     ACCEPT = auto()
@@ -94,6 +95,7 @@ KEYS: tuple[Key, ...] = (
     Key(("Z",), Action.FREEZE, "freeze the screen, and go on", _JOB, "freeze"),
     Key(("c",), Action.CANCEL, "cancel the selected job (asks first)", _JOB, "cancel"),
     Key(("r",), Action.RETRY, "run a dead, cancelled or expired job again (asks first)", _JOB, "retry"),
+    Key(("p",), Action.PAUSE, "pause the selected queue, or resume it (asks first)", _BOARD, "pause"),
     Key(("y", "Y"), Action.YES, "", _QUESTION),
     Key(("n", "N", "escape", "q", "enter"), Action.NO, "", _QUESTION),
     Key(("enter",), Action.ACCEPT, "", _LINE),

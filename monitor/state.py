@@ -15,7 +15,7 @@ from zq.monitor import cells
 from zq.monitor.keys import Action, Mode, action_for
 from zq.monitor.model import Board, JobRow, Query, QueueRow, WorkerRow
 from zq.protocol.job import ENDED, State
-from zq.protocol.messages import JobDetail
+from zq.protocol.messages import JobDetail, Why
 
 FILTER_CHARS_MAX = 200
 
@@ -55,7 +55,15 @@ class Change:
     job_id: bytes
 
 
-Order = Quit | Look | Open | Change
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Start no more jobs of a queue, or go on."""
+
+    queue: str
+    paused: bool
+
+
+Order = Quit | Look | Open | Change | Pause
 
 
 class Sort(Enum):
@@ -147,12 +155,14 @@ class Ui:
     opened: bytes | None = None
     """The job whose detail is shown."""
     detail: JobDetail | None = None
+    why: Why | None = None
+    """Why that job waits, if it does."""
     scroll: int = 0
     scroll_max: int = 0
     """Set by the application when it has drawn: how far the help or detail can scroll."""
     page_rows: int = 10
     """Set by the application when it has drawn."""
-    question: Change | None = None
+    question: Change | Pause | None = None
     asked_from: Mode = Mode.BOARD
     """Where to go back to when the question or the help is closed."""
     note: str = ""
@@ -193,10 +203,10 @@ class Ui:
         if self.mode is Mode.FILTER and text.isprintable():
             self.typed = (self.typed + text)[:FILTER_CHARS_MAX]
 
-    def show(self, detail: JobDetail) -> None:
+    def show(self, detail: JobDetail, why: Why | None = None) -> None:
         """The detail that was ordered has come; dropped when it is no longer wanted, or the screen is frozen."""
         if detail.job.id == self.opened and (self.frozen is None or self.detail is None):
-            self.detail = detail
+            self.detail, self.why = detail, why
 
     def say(self, note: str) -> None:
         self.note = cells.clean(note)
@@ -239,7 +249,7 @@ class Ui:
             state = State.DEAD if not row.running and not row.ready and row.dead else self.query.state
             return self._look(replace(self.query, queue=row.name, state=state))
         if isinstance(row, JobRow):
-            self.mode, self.opened, self.detail, self.scroll = Mode.DETAIL, row.id, None, 0
+            self.mode, self.opened, self.detail, self.why, self.scroll = Mode.DETAIL, row.id, None, None, 0
             return [Open(row.id)]
         self.say("a worker has no more to show")
         return []
@@ -248,7 +258,7 @@ class Ui:
         if self.mode is Mode.HELP:
             self.mode, self.scroll = self.asked_from, 0
         elif self.mode is Mode.DETAIL:
-            self.mode, self.opened, self.detail, self.scroll = Mode.BOARD, None, None, 0
+            self.mode, self.opened, self.detail, self.why, self.scroll = Mode.BOARD, None, None, None, 0
         elif self.words:
             self.filters[self.pane] = ""
         elif self.query != Query():
@@ -309,6 +319,15 @@ class Ui:
             self.asked_from, self.mode, self.question = self.mode, Mode.CONFIRM, Change(verb, job_id)
         return []
 
+    def _pause(self, board: Board) -> list[Order]:
+        rows = self.rows(board, self.pane) if self.pane is Pane.QUEUES else []
+        row = rows[self.chosen_index(rows, self.pane)] if rows else None
+        if isinstance(row, QueueRow):
+            self.asked_from, self.mode, self.question = self.mode, Mode.CONFIRM, Pause(row.name, not row.paused)
+        else:
+            self.say("select a queue to pause or resume first (1 goes to the queues)")
+        return []
+
     def _target(self, board: Board) -> tuple[bytes, State] | None:
         if self.mode is Mode.DETAIL:
             return (self.detail.job.id, self.detail.job.state) if self.detail else None
@@ -350,6 +369,7 @@ _HANDLERS: dict[Action, Callable[[Ui, Board], list[Order]]] = {
     Action.FREEZE: Ui._freeze,
     Action.CANCEL: lambda ui, board: ui._ask(board, "cancel"),
     Action.RETRY: lambda ui, board: ui._ask(board, "retry"),
+    Action.PAUSE: Ui._pause,
     Action.YES: Ui._yes,
     Action.NO: Ui._no,
     Action.ACCEPT: Ui._accept,

@@ -11,7 +11,7 @@ from zq.monitor.detail import detail_lines, wrapped
 from zq.monitor.drawing import UTF8, Line, Signs, Span, Style, clip, fitting, head, row, spread, width
 from zq.monitor.keys import KEYS, Action, Mode, shown
 from zq.monitor.model import Board
-from zq.monitor.state import Change, Pane, Ui
+from zq.monitor.state import Change, Pane, Pause, Ui
 from zq.monitor.units import count, duration, microseconds, rate, size
 from zq.protocol import messages
 from zq.protocol.job import State
@@ -226,7 +226,7 @@ def _detail(board: Board, ui: Ui, width_cells: int, signs: Signs, zone: tzinfo) 
     if ui.detail is None:
         return [(Span("asking the broker …" if not signs.ascii_only else "asking the broker ...", Style.QUIET),)]
     now_ms = board.broker.now_ms if board.broker is not None else 0
-    return detail_lines(ui.detail, now_ms, width_cells, signs, zone)
+    return detail_lines(ui.detail, now_ms, width_cells, signs, zone, ui.why)
 
 
 # ------------------------------------------------------------------------------------------- footer, help
@@ -276,7 +276,9 @@ def _where(board: Board, ui: Ui, signs: Signs) -> Line:
     return (Span(" ".join(texts), Style.WARN),) if texts else ()
 
 
-def _question(question: Change, board: Board, ui: Ui, signs: Signs) -> str:
+def _question(question: Change | Pause, board: Board, ui: Ui, signs: Signs) -> str:
+    if isinstance(question, Pause):
+        return f"{'Pause' if question.paused else 'Resume'} queue {signs.clean(question.queue)}? y/n"
     doing = {"cancel": "Cancel", "retry": "Run again"}[question.verb]
     task = next((job.task for job in board.jobs if job.id == question.job_id), "")
     if ui.detail is not None and ui.detail.job.id == question.job_id:

@@ -6,6 +6,7 @@ cannot be used (EX_CONFIG). Errors go to standard error and say what to do.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 from collections.abc import Iterator
@@ -85,6 +86,17 @@ class LazyGroup(click.Group):
                 f"`zq {cmd_name}` needs {error.name}, which is not installed; pip install 'zq[{lazy.extra or 'all'}]'"
             ) from None
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `zq --help`, without importing a single command."""

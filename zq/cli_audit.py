@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from zq.cli_options import connected, json_option, open_client
-from zq.cli_text import print_json, table, zone_of
+from zq.cli_text import local_zone, print_json, table
 from zq.client.blocking import BlockingCalls
 from zq.exceptions import ZqError
 from zq.protocol.limits import PAGE_ROWS_MAX
@@ -34,13 +34,13 @@ def audit(hours: int | None, as_json: bool, config_path: str | None, broker: str
     With --hours the same of the jobs that were accepted in each hour, whatever has become of them since.
     """
     since_ms = 0 if hours is None else int(time.time() * 1000) // HOUR_MS * HOUR_MS - (hours - 1) * HOUR_MS
-    config, client = open_client(config_path, broker)
+    _, client = open_client(config_path, broker)
     with client:
         queues = sorted(client.queues(), key=lambda queue: queue.name)
         sums = [audit_row(queue) for queue in queues]
         if hours is not None:
             for row, queue in zip(sums, queues, strict=True):
-                row["hours"] = [hour_row(hour, zone_of(config)) for hour in _hours(client, queue.name, since_ms)]
+                row["hours"] = [hour_row(hour, local_zone()) for hour in _hours(client, queue.name, since_ms)]
     if as_json:
         print_json(sums)
     else:

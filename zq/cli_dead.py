@@ -17,7 +17,7 @@ import click
 
 from zq.cli_options import connected, json_option, open_client
 from zq.cli_queues import chosen_queues, job_rows, require_known_queue
-from zq.cli_text import job_json, print_json, table, zone_of
+from zq.cli_text import job_json, local_zone, print_json, table
 from zq.client.blocking import BlockingCalls
 from zq.client.filters import JobFilter, condition
 from zq.exceptions import Invalid, Refused
@@ -73,14 +73,14 @@ def _bulk(command: F) -> F:
 @connected
 def ls(limit: int, as_json: bool, config_path: str | None, broker: str | None, queue: str, **given: Any) -> None:
     """List dead jobs, the last to die first."""
-    config, client = open_client(config_path, broker)
+    _, client = open_client(config_path, broker)
     with client:
         chosen = _filter(client, queue, **given)
         found = list(itertools.islice(_matching(client, queue, chosen), limit + 1))
     more = len(found) > limit
     found = found[:limit]
     if as_json:
-        zone = zone_of(config)
+        zone = local_zone()
         print_json([job_json(job, zone) for job in found])
         return
     click.echo(job_rows(found))

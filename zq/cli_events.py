@@ -12,7 +12,7 @@ import click
 from zq.cli_options import connected, json_option, open_client
 from zq.cli_queues import require_known_queue
 from zq.cli_show import event_json, event_words
-from zq.cli_text import zone_of
+from zq.cli_text import local_zone
 from zq.client.blocking import BlockingCalls
 from zq.client.follow import Follow, Gap
 from zq.client.verbs import NEWEST
@@ -48,8 +48,8 @@ def events(
     Without --after, the last 100 events of all queues are looked through. What has been forgotten since N is said where
     it is missing. With --json, each line is one JSON object. To go on later, give the last number to --after.
     """
-    config, client = open_client(config_path, broker)
-    zone = zone_of(config)
+    _, client = open_client(config_path, broker)
+    zone = local_zone()
     with client:
         if queue:
             require_known_queue(client, queue)

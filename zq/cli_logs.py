@@ -220,7 +220,8 @@ def _say_what_is_missing(client: Client, config: Config, job_id: str, *, nothing
     workers = dict.fromkeys(attempt.worker for attempt in detail.attempts if attempt.worker)
     elsewhere = [worker for worker in workers if not (config.data_path / "run" / lock_file_name(worker)).exists()]
     for worker in elsewhere:
-        click.echo(f"zq logs: it also ran in worker {worker}, whose log is on another machine, or elsewhere", err=True)
+        ran = "it ran" if nothing else "it also ran"
+        click.echo(f"zq logs: {ran} in worker {worker}, whose log is on another machine, or elsewhere", err=True)
     if nothing and not workers:
         click.echo("zq logs: it has not run yet", err=True)
     elif nothing and len(elsewhere) < len(workers):

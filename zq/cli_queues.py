@@ -9,7 +9,8 @@ import click
 
 from zq.cli_limits import limits_text, queue_json
 from zq.cli_options import connected, json_option, open_client
-from zq.cli_text import job_json, print_json, table, zone_of
+from zq.cli_text import job_json, local_zone, print_json, table
+from zq.client.arguments import arguments_of
 from zq.client.blocking import BlockingCalls
 from zq.client.filters import JobFilter, condition
 from zq.exceptions import Invalid
@@ -80,22 +81,34 @@ def ls(
 ) -> None:  # fmt: skip
     """List the jobs of QUEUE, in the order in which they will run. Every priority is shown, nothing is consumed."""
     chosen = JobFilter(where=[condition(one) for one in where])
-    config, client = open_client(config_path, broker)
+    _, client = open_client(config_path, broker)
     with client:
-        require_known_queue(client, queue)
+        (known,) = chosen_queues(client.queues(), [queue])
         states: list[State | str] = [state] if state else [State.RUNNING, State.READY, State.SCHEDULED]
-        jobs: list[JobInfo] = []
+        found: list[tuple[JobInfo, bytes]] = []
         for one in states:
-            jobs += _list(client, queue, one, chosen, limit - len(jobs))
-    zone = zone_of(config)
+            found += _list(client, queue, one, chosen, limit - len(found), with_specs=not as_json)
+    jobs = [job for job, _ in found]
+    zone = local_zone()
     if as_json:
         print_json([job_json(job, zone) for job in jobs])
         return
-    click.echo(job_rows(jobs))
+    click.echo(job_rows(jobs, [arguments_of(spec) for _, spec in found]))
+    if not jobs:
+        click.echo(f"zq: {_nothing(known, state, bool(where))}", err=True)
 
 
-def job_rows(jobs: Sequence[JobInfo]) -> str:
-    """The jobs as a table."""
+def _nothing(queue: QueueInfo, state: str | None, filtered: bool) -> str:
+    """Why a list is empty, and where the jobs are."""
+    text = f"no job of {queue.name} is {state or 'running, ready or scheduled'}{' and has these arguments' * filtered}"
+    ended = {"done": queue.done, "dead": queue.dead, "cancelled": queue.cancelled, "expired": queue.expired}
+    told = ", ".join(f"{count} {name}" for name, count in ended.items() if count)
+    return f"{text}; ended so far: {told} (list them with --state)" if told and state is None else text
+
+
+def job_rows(jobs: Sequence[JobInfo], arguments: Sequence[str] = ()) -> str:
+    """The jobs as a table. The last column is what tells most of a job: its progress, else its error, else its key or
+    arguments."""
     now_ms = time.time() * 1000
     rows = [
         [
@@ -105,21 +118,24 @@ def job_rows(jobs: Sequence[JobInfo]) -> str:
             job.task,
             f"{job.attempt}/{job.attempts_max}",
             duration((now_ms - job.accepted_ms) / 1000),
-            cut(clean(job.progress_message or job.error.partition("\n")[0]), _ERROR_CELLS),
+            cut(clean(job.progress_message or job.error.partition("\n")[0] or job.key or given), _ERROR_CELLS),
         ]
-        for job in jobs
+        for job, given in zip(jobs, arguments or [""] * len(jobs), strict=True)
     ]
-    return table(["job", "state", "prio", "task", "attempt", "age", "says"], rows, right=frozenset({2}), state=1)
+    return table(["job", "state", "prio", "task", "attempt", "age", "what"], rows, right=frozenset({2}), state=1)
 
 
-def _list(client: BlockingCalls, queue: str, state: State | str, chosen: JobFilter, limit: int) -> list[JobInfo]:
-    found: list[JobInfo] = []
+def _list(
+    client: BlockingCalls, queue: str, state: State | str, chosen: JobFilter, limit: int, *, with_specs: bool
+) -> list[tuple[JobInfo, bytes]]:
+    with_specs = with_specs or chosen.needs_specs
+    found: list[tuple[JobInfo, bytes]] = []
     after = b""
     while len(found) < limit:
         rows = limits.PAGE_ROWS_MAX if chosen.needs_specs else min(limit - len(found), limits.PAGE_ROWS_MAX)
-        page = client.jobs(queue, state, after, rows, chosen.needs_specs)
-        specs = page.specs if chosen.needs_specs else [b""] * len(page.jobs)
-        matching = [job for job, spec in zip(page.jobs, specs, strict=True) if chosen.matches(job, spec)]
+        page = client.jobs(queue, state, after, rows, with_specs)
+        specs = page.specs if with_specs else [b""] * len(page.jobs)
+        matching = [(job, spec) for job, spec in zip(page.jobs, specs, strict=True) if chosen.matches(job, spec)]
         found += matching[: limit - len(found)]
         after = page.next
         if not after:

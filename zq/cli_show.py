@@ -11,7 +11,7 @@ import click
 
 from zq import payload
 from zq.cli_options import connected, json_option, open_client
-from zq.cli_text import coloured, iso, job_json, print_json, usage_json, zone_of
+from zq.cli_text import coloured, iso, job_json, local_zone, print_json, usage_json
 from zq.monitor.cells import clean
 from zq.monitor.units import duration, moment, size
 from zq.protocol.job import Cause, State, decode_spec, format_id
@@ -27,11 +27,11 @@ _WAITING = (State.SCHEDULED, State.READY)
 def show(job_id: str, as_json: bool, config_path: str | None, broker: str | None) -> None:
     """Show a job: state, arguments, attempts with their errors and usage, history, result; and why it does not run, if
     it waits."""
-    config, client = open_client(config_path, broker)
+    _, client = open_client(config_path, broker)
     with client:
         detail = client.detail(job_id)
         why = client.why(job_id) if detail.job.state in _WAITING else None
-    zone = zone_of(config)
+    zone = local_zone()
     if as_json:
         print_json(_detail_json(detail, why, zone))
     else:

@@ -6,13 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from zq.config import Config
 from zq.monitor.cells import clean, fit, width
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import JobInfo, Usage
@@ -64,11 +62,9 @@ def _as_text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def zone_of(config: Config) -> tzinfo:
-    try:
-        return ZoneInfo(config.exams.time_zone)
-    except (ZoneInfoNotFoundError, ValueError):
-        return ZoneInfo("UTC")
+def local_zone() -> tzinfo:
+    """This machine's, as in the logs and in zq-top; not that of the exams, which may be far from here."""
+    return datetime.now().astimezone().tzinfo or UTC
 
 
 def iso(unix_ms: int, zone: tzinfo) -> str | None:

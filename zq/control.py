@@ -168,11 +168,12 @@ def _wait_ready(config: Config, supervisor: Supervisor, timeout_s: float, say: A
     why = "its programs have not started"
     while True:
         programs = supervisor.programs()
+        wide = _name_width(programs)
         for program in programs:
             if program.state != shown.get(program.name):
                 shown[program.name] = program.state
                 trouble = f": {program.trouble}" if program.trouble else ""
-                say(f"  {program.name:<16} {program.state.lower()}{trouble}")
+                say(f"  {program.name:<{wide}} {program.state.lower()}{trouble}")
         for program in programs:
             if program.state in _NOT_COMING and not _is_off(config, program):
                 raise ControlError(
@@ -315,12 +316,16 @@ def status(config_path: str | None, as_json: bool) -> None:
         click.echo(f"zq is not running in {config.data_dir}; `zq up` starts it")
     else:
         for program in programs:
-            click.echo(_line(program))
+            click.echo(_line(program, _name_width(programs)))
         click.echo("ready" if ready.ok else f"not ready: {'; '.join(ready.reasons)}")
     sys.exit(0 if running else EXIT_NOT_RUNNING)
 
 
-def _line(program: Program) -> str:
+def _name_width(programs: Sequence[Program]) -> int:
+    return max(16, *(len(program.name) for program in programs))
+
+
+def _line(program: Program, wide: int) -> str:
     hours, rest = divmod(program.uptime_s, 3600)
     since = f"pid {program.pid:<8} up {hours}:{rest // 60:02}:{rest % 60:02}" if program.pid else program.trouble
-    return f"{program.name:<16} {program.state.lower():<9} {since:<26} {program.log}"
+    return f"{program.name:<{wide}} {program.state.lower():<9} {since:<26} {program.log}"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,36 @@ def test_looking_consumes_nothing_and_pages_are_joined(live_broker: LiveBroker) 
     assert len(json.loads(zq("ls", "q", "--json", "--limit", "3", broker=live_broker.address).stdout)) == 3
 
 
+def test_a_list_tells_jobs_apart_and_an_empty_one_where_they_are(live_broker: LiveBroker) -> None:
+    address = live_broker.address
+    with Client(live_broker.config) as client:
+        jobs = [client.submit("m.f", args=(n,), kwargs={"名字": "张伟"}, queue="q") for n in range(2)]
+        client.submit("m.f", queue="q", key="merge:49")
+        shown = zq("ls", "q", broker=address)
+        assert [line.split("  ")[-1] for line in shown.stdout.splitlines()[1:]] == [
+            "0 名字=张伟", "1 名字=张伟", "merge:49"
+        ]  # fmt: skip
+        assert not shown.stderr
+        client.cancel([job.id for job in jobs])
+    found = zq("ls", "q", "--where", "0=7", broker=address)
+    said = "no job of q is running, ready or scheduled and has these arguments; ended so far: 2 cancelled"
+    assert said in found.stderr
+    assert "no job of q is dead" in zq("ls", "q", "--state", "dead", broker=address).stderr
+
+
+def test_times_are_of_this_machine_as_in_its_logs(live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(live_broker.config) as client:
+        job_id = client.submit("m.f", queue="q").id
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        told = json.loads(zq("show", job_id, "--json", broker=live_broker.address).stdout)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert told["accepted_at"].endswith("+05:45")
+
+
 def test_submit_tells_a_taken_key_and_waits_for_an_end(live_broker: LiveBroker) -> None:
     address = live_broker.address
     words = ["submit", "m.f", "--queue", "q", "--key", "k"]
@@ -114,6 +145,7 @@ def test_submit_tells_a_taken_key_and_waits_for_an_end(live_broker: LiveBroker) 
         (["ls", "q", "--limit", "0"], 2, "range"),
         (["len", "--broker", "localhost:5570"], 2, "tcp://"),
         (["nonsense"], 2, "No such command"),
+        (["lenn"], 2, "Did you mean 'len'?"),
         (["--config", "/none/zq.toml", "len"], 78, "/none/zq.toml"),
         (["config", "check", "--config", "/none/zq.toml"], 78, "no such file"),
     ],

@@ -16,7 +16,7 @@ from zq.monitor.model import Query, Snapshot
 from zq.monitor.state import Pane
 from zq.protocol.errors import Code
 from zq.protocol.job import JobSpec, Outcome, State, encode_spec
-from zq.protocol.messages import AttemptInfo, BrokerInfo, Change, JobDetail, JobInfo, QueueInfo, Usage
+from zq.protocol.messages import AttemptInfo, BrokerInfo, Change, JobDetail, JobInfo, QueueInfo, Usage, Why, WhyReason
 
 NOW_MS = 1_767_225_600_000
 DEADLINE_S = 10.0
@@ -34,8 +34,11 @@ class Made:
     def __init__(self) -> None:
         self.trouble: Exception | None = None
         self.hang = False
+        self.state = State.RUNNING
+        """Of the first three."""
         self.asked = 0
         self.changes: list[tuple[str, bytes]] = []
+        self.pauses: list[tuple[str, bool]] = []
 
     async def snapshot(self, query: Query) -> Snapshot:
         self.asked += 1
@@ -50,7 +53,7 @@ class Made:
         return Snapshot(time.monotonic(), broker, [queue], [], query, jobs)
 
     async def detail(self, job_id: bytes) -> JobDetail:
-        info = made_job(job_id[15], State.DEAD if job_id[15] > 6 else State.RUNNING)
+        info = made_job(job_id[15], State.DEAD if job_id[15] > 6 else self.state)
         error = "Traceback\nValueError: 片段丢失"
         attempts = [AttemptInfo(1, "w1", NOW_MS - 900, NOW_MS - 100, Outcome.FAILED, error, Usage())]
         return JobDetail(1, info, encode_spec(JobSpec(info.id, info.task, info.queue)), attempts)
@@ -60,6 +63,13 @@ class Made:
         if self.trouble is not None:
             raise self.trouble
         return Change(job_id, None, State.RUNNING if verb == "cancel" else State.READY)
+
+    async def why(self, job_id: bytes) -> Why:
+        return Why(1, WhyReason.CONCURRENCY, "1 of 1 with its key run", [bytes(15) + b"\x07"])
+
+    async def pause(self, queue: str, paused: bool) -> QueueInfo:
+        self.pauses.append((queue, paused))
+        return QueueInfo(queue, 0, 0, 3, 4, 2, 0, 0, 9, 0, 1, 3, 0, paused=paused)
 
     async def close(self) -> None:
         pass
@@ -158,6 +168,33 @@ def test_cancel_asks_first_and_only_a_y_does_it() -> None:
         await pilot.press("c", "y")
         await until(app, "job 00000002 is told to stop")
         assert source.changes == [("cancel", bytes(15) + b"\x02")]
+
+    on_screen(source, play)
+
+
+def test_a_waiting_job_says_why_it_waits() -> None:
+    source = Made()
+    source.state = State.READY
+
+    async def play(app: ZqTop, pilot) -> None:  # type: ignore[no-untyped-def]
+        await until(app, "task3")
+        await pilot.press("3", "enter")
+        text = await until(app, "1 of 1 with its key run")
+        assert "held by     00000000-0000-0000-0000-000000000007" in text
+
+    on_screen(source, play)
+
+
+def test_a_queue_is_paused_after_a_question() -> None:
+    source = Made()
+
+    async def play(app: ZqTop, pilot) -> None:  # type: ignore[no-untyped-def]
+        await until(app, "task3")
+        await pilot.press("p")
+        await until(app, "Pause queue 合并? y/n")
+        await pilot.press("y")
+        await until(app, "queue 合并 is paused")
+        assert source.pauses == [("合并", True)]
 
     on_screen(source, play)
 

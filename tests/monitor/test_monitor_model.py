@@ -15,7 +15,20 @@ from zq.monitor.drawing import UTF8
 from zq.monitor.keys import KEYS, Action, Mode, action_for
 from zq.monitor.model import CONTACT_LOST_S, SAMPLES_MAX, Board, History, Query, Snapshot, board, fraction_of, last_line
 from zq.monitor.report import as_json
-from zq.monitor.state import FILTER_CHARS_MAX, Change, JobSort, Look, Open, Pane, QueueSort, Quit, Ui, identity, matches
+from zq.monitor.state import (
+    FILTER_CHARS_MAX,
+    Change,
+    JobSort,
+    Look,
+    Open,
+    Pane,
+    Pause,
+    QueueSort,
+    Quit,
+    Ui,
+    identity,
+    matches,
+)
 from zq.protocol.job import State
 from zq.protocol.messages import BrokerInfo, JobInfo, QueueInfo, QueueSlots, Role, WorkerInfo
 
@@ -216,6 +229,15 @@ def test_only_what_can_be_done_is_asked_for() -> None:
         press(ui, shown, *keys)
         assert (ui.mode is Mode.CONFIRM) is asks, keys
         press(ui, shown, "n")
+
+
+def test_a_queue_is_paused_and_resumed_from_its_own_pane() -> None:
+    shown, ui = seen(snap(0, queue("a"), msgspec.structs.replace(queue("b"), paused=True))), Ui()
+    assert press(ui, shown, "p", "enter", "y") == []  # enter is a no
+    assert press(ui, shown, "p", "y") == [Pause("a", True)]
+    assert press(ui, shown, "j", "p", "y") == [Pause("b", False)]
+    assert press(ui, shown, "3", "p", "y") == []
+    assert ui.mode is Mode.BOARD
 
 
 def test_enter_is_not_a_yes() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from zq.client.arguments import arguments_of
 from zq.monitor import cells, views
-from zq.monitor.arguments import arguments_of
 from zq.monitor.drawing import ASCII, UTF8, Line, Signs, Style, text_of, to_text
 from zq.monitor.keys import KEYS, Mode
 from zq.monitor.model import Board, History, Query, Snapshot, board

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from zq.client.arguments import ARGUMENTS_CHARS_MAX, arguments_of, one_line
 from zq.monitor import cells, units
-from zq.monitor.arguments import ARGUMENTS_CHARS_MAX, arguments_of, one_line
 from zq.monitor.detail import wrapped
 from zq.monitor.drawing import ASCII, UTF8, Column, Span, Style, fitting, row, spread, to_text, width
 from zq.monitor.views import share

@@ -15,7 +15,7 @@ _ITEMS_MAX = 12
 
 
 def arguments_of(spec_bytes: bytes) -> str:
-    """What the monitor keeps of a specification."""
+    """Of a job's specification, for a list of jobs."""
     spec = spec_of(spec_bytes)
     return "(specification not readable)" if spec is None else one_line(spec.arguments)
 
