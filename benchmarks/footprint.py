@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import zq
 from benchmarks import servers
 from benchmarks.peer_venv import PeerVenv
 from benchmarks.peers import URL_VARIABLE
@@ -46,6 +48,7 @@ def _processes(started: Sequence[Started]) -> int:
 
 def zq_system(folder: Path, during_s: float) -> dict[str, float]:
     """Broker, scheduler, status worker with one slot, merge worker with two, web: what `zq up` runs."""
+    _compile()
     server = servers.Zq(folder)
     with server.config_file.open("a") as file:
         file.write(f"[web]\nport = {free_port()}\n")
@@ -63,6 +66,15 @@ def zq_system(folder: Path, during_s: float) -> dict[str, float]:
         for process in reversed(started):
             process.end()
         server.end()
+
+
+def _compile() -> None:
+    """What pip does when it installs, as it did for the peers: a process that has to compile what it imports weighs
+    more than one that reads it.
+    """
+    package = Path(zq.__file__).parent
+    for folder in [package, *(entry for entry in package.iterdir() if entry.is_dir())]:
+        compileall.compile_dir(folder.resolve(), quiet=2)  # it follows no links by itself
 
 
 def celery_system(folder: Path, venv: PeerVenv, during_s: float) -> dict[str, float]:

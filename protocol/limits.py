@@ -42,6 +42,8 @@ HISTORY_BYTES_MAX = 128 << 10
 
 TASKS_PER_WORKER_MAX = 1024
 QUEUES_PER_WORKER_MAX = 64
+SLOTS_PER_WORKER_MAX = BATCH_ITEMS_MAX // 4
+"""So that all it holds, with results that are not acknowledged yet, fits into one message."""
 QUEUES_MAX = 1024
 CREDIT_MAX = 4096
 """Leases one session may hold in one queue."""

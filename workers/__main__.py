@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import click
-import msgspec
 
 from zq.config import EXIT_CONFIG, Config, ConfigError, load
-from zq.keys import load_key_file
 from zq.logs import configure
-from zq.protocol import limits
-from zq.protocol.job import valid_name
-from zq.workers.identity import NameRefused, take_name
-from zq.workers.keeper_fork import begin_marked
-from zq.workers.session import SLOTS_MAX
-
-log = logging.getLogger("zq.workers")
-_QUEUES_MAX = 64
+from zq.workers.begin import begin, configured
+from zq.workers.choices import SLOTS_MAX, WrongOptions, choose, with_recycling, with_tags
+from zq.workers.identity import NameRefused
 
 
 @click.command("worker")
@@ -64,19 +54,13 @@ def command(
     Exit code 78 means that a restart does not help (configuration, a task module that cannot be imported).
     """
     try:
-        config = _configured(load(config_path), broker)
-        slots_of = choose_slots(config, queues, slots)
-        at_once = choose_concurrency(config, slots_of, concurrency)
-        chosen = choose_modules(config, queues, modules)
-        config = with_recycling(with_tags(config, tags), max_tasks_per_slot, max_memory_per_slot)
+        config = with_tags(configured(load(config_path), broker), tags)
+        config = with_recycling(config, max_tasks_per_slot, max_memory_per_slot)
+        plan = choose(config, queues, slots, concurrency, modules, name)
         configure(config.log.level, config.log.json)
-        if reloads:
-            sys.exit(_run_reloading(config))
-        with take_name(config.data_path, list(slots_of), name) as identity:
-            begin_marked(identity.instance)
-            from zq.workers.runner import Runner  # with ZeroMQ and psutil, for the process that stays
-
-            code = Runner(config, identity, slots_of, chosen, at_once).run()
+        code = _run_reloading(config) if reloads else begin(plan)
+    except WrongOptions as error:
+        raise click.UsageError(str(error)) from None
     except (ConfigError, NameRefused) as error:
         click.echo(f"zq worker: {error}", err=True)
         sys.exit(EXIT_CONFIG)
@@ -99,88 +83,6 @@ def _words() -> list[str]:
             for one in value if isinstance(value, tuple) else (value,):
                 words += [option.opts[0], str(one)]
     return words
-
-
-def _configured(config: Config, broker: str | None) -> Config:
-    """The configuration as this worker uses it; its tasks see the same, by the environment."""
-    if broker is not None:
-        config = msgspec.structs.replace(config, client=msgspec.structs.replace(config.client, broker=broker))
-        os.environ["ZQ_CLIENT_BROKER"] = broker
-    address = config.client.broker
-    if not address.startswith(("tcp://", "ipc://")):
-        raise ConfigError(f"broker address {address!r}: give tcp://HOST:PORT, as in tcp://127.0.0.1:5570")
-    if config.source:
-        os.environ["ZQ_CONFIG"] = config.source
-    if config.client.key:
-        load_key_file(Path(config.client.key).expanduser())  # a wrong path is told now, not in a log later
-    return config
-
-
-def choose_slots(config: Config, queues: Sequence[str], slots: Sequence[int]) -> dict[str, int]:
-    """queue → slots. Raises click.UsageError when the options do not say which queues, or how many slots for which."""
-    known = ", ".join(config.queues) or "none"
-    if not queues:
-        raise click.UsageError(f"name the queues to serve: --queue NAME; configured here: {known}")
-    if len(set(queues)) != len(queues) or len(queues) > _QUEUES_MAX:
-        raise click.UsageError(f"name each --queue once, and at most {_QUEUES_MAX}")
-    for queue in queues:
-        if not valid_name(queue):
-            raise click.UsageError(f"--queue {queue!r} is no name; configured here: {known}")
-    if slots and len(slots) != len(queues):
-        raise click.UsageError(f"{len(queues)} --queue but {len(slots)} --slots: one for each, in order, or none")
-    chosen = dict(zip(queues, slots, strict=True)) if slots else dict(_configured_slots(config, queues))
-    if sum(chosen.values()) > SLOTS_MAX:
-        raise click.UsageError(f"{sum(chosen.values())} slots; one worker has at most {SLOTS_MAX}: start several")
-    return chosen
-
-
-def choose_concurrency(config: Config, slots: Mapping[str, int], given: Sequence[int]) -> dict[str, int]:
-    """queue → async tasks at once in each of its slots. Raises click.UsageError where that is too much."""
-    if given and len(given) != len(slots):
-        raise click.UsageError(f"{len(slots)} --queue but {len(given)} --concurrency: one for each, in order, or none")
-    configured = [config.queues[queue].concurrency if queue in config.queues else 1 for queue in slots]
-    chosen = dict(zip(slots, given or configured, strict=True))
-    jobs = sum(count * chosen[queue] for queue, count in slots.items())
-    if jobs > SLOTS_MAX:
-        raise click.UsageError(f"{jobs} jobs at once; one worker has at most {SLOTS_MAX}: start several")
-    return chosen
-
-
-def with_recycling(config: Config, max_tasks: int | None, max_memory_mib: int | None) -> Config:
-    given = {"max_tasks_per_slot": max_tasks, "max_memory_per_slot_mib": max_memory_mib}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, **changes))
-
-
-def _configured_slots(config: Config, queues: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for queue in queues:
-        yield queue, config.queues[queue].slots if queue in config.queues else 1
-
-
-def choose_modules(config: Config, queues: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """What to import: `modules`, else the queues' `tasks`; and worker.tasks. Raises click.UsageError for nothing."""
-    of_queues = [module for queue in queues if queue in config.queues for module in config.queues[queue].tasks]
-    chosen = list(dict.fromkeys([*(modules or of_queues), *config.worker.tasks]))
-    if not chosen:
-        raise click.UsageError(
-            f"no task module for {', '.join(queues)}: give --tasks MODULE, or `tasks` under [queues.NAME] in zq.toml"
-        )
-    return chosen
-
-
-def with_tags(config: Config, tags: Sequence[str]) -> Config:
-    """The worker has the configured tags and these. Raises click.UsageError, or ConfigError for configured ones."""
-    for tag in tags:
-        if not valid_name(tag) or len(tag) > limits.TAG_CHARS_MAX:
-            most = limits.TAG_CHARS_MAX
-            raise click.UsageError(f"--tag {tag!r:.80}: 1 to {most} printable characters without blanks, as in disk=a")
-    wrong = [tag for tag in config.worker.tags if not valid_name(tag)]
-    if wrong:
-        raise ConfigError(f"worker.tags has {wrong[0]!r}: a tag is printable characters without blanks")
-    together = tuple(sorted({*config.worker.tags, *tags}))
-    if len(together) > limits.WORKER_TAGS_MAX:
-        raise click.UsageError(f"{len(together)} tags; a worker has at most {limits.WORKER_TAGS_MAX}")
-    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, tags=together))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The worker's parent process: one thread, one poll loop over the broker's connection, the slots and signals.
 
-It decides nothing (see `session`), runs no task and imports no task module, so nothing a task does can keep it from
-its heartbeat. Idle, it wakes for its heartbeat only.
+It decides nothing (see `session`), runs no task and imports no task module but zq's own, so nothing a task does can
+keep it from its heartbeat. Idle, it wakes for its heartbeat only.
 """
 
 from __future__ import annotations

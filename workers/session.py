@@ -41,7 +41,7 @@ from zq.workers.session_slots import SessionSlots
 from zq.workers.stages import WORK_STEPS, Push, Work
 from zq.workers.uplink import Uplink
 
-SLOTS_MAX = LEASES_MAX // 4
+SLOTS_MAX = limits.SLOTS_PER_WORKER_MAX
 DELIVERY_MS = 5_000
 """When a drain's time is up: how much longer the last results may take to be acknowledged."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zq.config import Config, ConfigError, QueueSection, WorkerSection, load
-from zq.supervised import STARTED_AFTER_S
+from zq.supervised import STARTED_AFTER_S, run
 from zq.supervision import (
     SOCKET_PATH_BYTES_MAX,
     ControlError,
@@ -47,6 +47,32 @@ def test_every_program_stops_by_term_and_is_killed_as_a_group_and_started_again_
         assert float(program["startsecs"]) < STARTED_AFTER_S
     priorities = {program.name.partition(":")[2]: int(program["priority"]) for program in programs}
     assert priorities["broker"] < min(priority for name, priority in priorities.items() if name != "broker")
+
+
+@pytest.mark.parametrize("program", ["broker", "scheduler", "status-worker", "merge-worker"])
+def test_it_runs_without_its_command_line_in_memory(program: str, tmp_path: Path) -> None:
+    (tmp_path / "zq.toml").write_text('data_dir = "/dev/null"\n[broker]\nbind = "none"\n[client]\nbroker = "none"\n')
+    words = read(configuration_file().read_text("utf-8"))[f"program:{program}"]["command"].split()[3:]
+    code = (
+        "import sys; from zq.supervised import run\n"
+        "try: run(sys.argv[1], sys.argv[2:])\n"
+        "finally: print('click' in sys.modules)"
+    )
+    env = {**os.environ, "ZQ_CONFIG": str(tmp_path / "zq.toml")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (78, "False\n"), ran.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--queue"], ["--queue", "q", "--slots", "0"], ["--queue", "a b"]])
+def test_every_other_command_line_of_a_worker_is_read_as_ever(
+    options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run("zq.workers", options)
+    assert end.value.code == 2
+    assert "--" in capfd.readouterr().err
 
 
 def test_a_drain_is_never_cut_short_by_supervisord() -> None:
