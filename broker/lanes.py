@@ -89,7 +89,9 @@ class Lanes:
 
     def _window(self, row: JobRow) -> Window:
         key = lane_of_row(row)
-        lane = self._open.get(key) or self._shut.get(key)
+        lane = self._open.get(key)
+        if lane is None:  # an empty lane is false
+            lane = self._shut.get(key)
         if lane is None:
             self._sweep()
             lane = self._open[key] = Lane(self._queue, key, frozenset(row.tags))

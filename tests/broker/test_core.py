@@ -125,6 +125,19 @@ def test_a_backlog_larger_than_the_window_keeps_its_order(zq: Harness, monkeypat
     assert [lease.job_id for lease in worker.leases()] == [job_id_from(name) for name in names]
 
 
+def test_cancelling_all_that_is_in_memory_loses_nothing_of_the_backlog(
+    zq: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Window, "SIZE", 4)
+    session = zq.client()
+    jobs = [zq.submit(str(n), session) for n in range(30)]
+    zq.say("client", m.Cancel(session, 1, jobs[:10]))
+    worker = zq.worker(slots=30)
+    for _ in range(5):
+        zq.round()
+    assert len(worker.leases()) == 20
+
+
 # ---------------------------------------------------------------------------------------------- how attempts end
 
 
