@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
 from typing import NoReturn
 
+import lmdb
+import msgspec
 import zmq
 
 import zq
@@ -18,9 +21,13 @@ from zq.logs import configure
 
 log = logging.getLogger("zq.broker")
 
+_UNREADABLE = (lmdb.Error, msgspec.MsgspecError)
+"""What reading the journal raises when its bytes are not what was written. Frames of peers raise neither here."""
+
 
 def run(config_path: str | None = None) -> NoReturn:
     """Serve until SIGTERM; exits as `zq broker --help` says."""
+    faulthandler.enable()  # a file of the journal that has become shorter is a SIGBUS: the log says where
     try:
         config = load(config_path)
         configure(config.log.level, config.log.json)
@@ -30,6 +37,8 @@ def run(config_path: str | None = None) -> NoReturn:
         _leave(EXIT_CONFIG, str(error))
     except JournalError as error:
         _leave(EXIT_JOURNAL, str(error))
+    except (AssertionError, *_UNREADABLE) as error:
+        _leave(EXIT_CONFIG, f"the journal contradicts itself ({error!r}); `zq journal check` says where")
     except zmq.ZMQError as error:
         _leave(1, f"cannot listen on {config.broker.bind}: {error}; is another broker there?")
     log.info("the broker accepts jobs", extra={"address": server.address, "epoch": server.core.epoch})
@@ -38,11 +47,17 @@ def run(config_path: str | None = None) -> NoReturn:
     except MemoryError:
         # A decision may have been left half made: not one more word, and the next start reads what is on disk.
         unbound()
-        log.critical("broker.memory_limit_mib is reached; the broker ends at once", exc_info=True)
-        logging.shutdown()
-        os._exit(EXIT_MEMORY)
+        _end_at_once(EXIT_MEMORY, "broker.memory_limit_mib is reached; the broker ends at once")
+    except _UNREADABLE:
+        _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")
     log.info("the broker has stopped")
     sys.exit(code)
+
+
+def _end_at_once(code: int, why: str) -> NoReturn:
+    log.critical(why, exc_info=True)
+    logging.shutdown()
+    os._exit(code)
 
 
 def _leave(code: int, why: str) -> NoReturn:

@@ -191,7 +191,7 @@ def _read(path: Path) -> Token:
             raise ValueError("sha256 or scopes")
         if rate is not None and not 1 <= rate <= REQUESTS_PER_MINUTE_MAX:
             raise ValueError("requests_per_minute")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BadToken(f"{path}: not the record of a token ({error}); delete it, and make a new one") from None
     return token
 

@@ -271,7 +271,8 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
     from_env = dict(_environment(env))
     for (section, key), (variable, text) in from_env.items():
         target = table.setdefault(section, {}) if section else table
-        target[key] = _parse(text, variable, _field_type(section, key))
+        if isinstance(target, dict):  # what else stands there is told of below
+            target[key] = _parse(text, variable, _field_type(section, key))
     _add_built_in_queues(table)
     try:
         config = msgspec.convert(table, Config, strict=True)
@@ -328,7 +329,7 @@ def _read(file: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 

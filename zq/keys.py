@@ -194,7 +194,7 @@ def _read(path: Path, *, secret: bool) -> dict[str, object]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadKey(f"{path}: no such key file; make one on the broker's machine: zq keys new NAME") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadKey(f"{path}: cannot be read as a key file: {error}") from None
 
 

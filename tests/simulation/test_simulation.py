@@ -12,7 +12,7 @@ from tests.simulation.world import World
 from zq.protocol.job import State
 
 FAILED_BEFORE: list[int] = []
-MILLION_EVENTS = int(os.environ.get("ZQ_SIMULATION_EVENTS", "2000000"))
+MILLION_EVENTS = int(os.environ.get("ZQ_SIMULATION_EVENTS", "5000000"))
 SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "40"))
 
 
