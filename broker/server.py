@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import cast
@@ -47,6 +48,9 @@ ROUND_MESSAGES = 1000
 ROUND_BYTES = 32 << 20
 """Their size, but for the last one's: a batch is several times as large in memory."""
 LOOK_AROUND_MS = 1000
+WATCH_S = 0.000_2
+"""Before the thread goes to sleep after a change, and instead of the last moments of a sleep until something is due: to
+be woken up costs a processor that has gone to sleep, too, a large part of what a round costs."""
 FORGET_EVENTS = 5000
 """Old events dropped in one go: more than that many a second come only in bursts."""
 FORGET_HOURS = 100
@@ -120,8 +124,8 @@ class Server:
             self._look_around()
             ready()
             while not self._stopping:
-                self._round()
-                self._wait(self._clock.seconds_until(self.core.wake_ms()))
+                moved = self._round()
+                self._wait(self._clock.seconds_until(self.core.wake_ms()), watchful=moved)
             self.core.submits.closed = Code.STOPPING
             self._round()
             self._journal.checkpoint()
@@ -135,20 +139,39 @@ class Server:
         self.close()
         return 0
 
-    def _wait(self, timeout_s: float) -> None:
-        """Until a message or a signal comes. What is due is waited for by the microsecond, which zmq_poll(3) cannot; so
-        the sockets' descriptors are polled, which tell only of what has come since ZMQ_EVENTS was read."""
+    def _wait(self, timeout_s: float, *, watchful: bool) -> None:
+        """Until a message or a signal comes, or `timeout_s` are over. What is due is waited for by the microsecond,
+        which zmq_poll(3) cannot; so the sockets' descriptors are polled, which tell only of what has come since
+        ZMQ_EVENTS was read. `watchful`: something has just happened, and what follows from it may be near."""
         sockets = [sock for sock in (self._router, self._access.zap) if sock is not None]
         if timeout_s <= 0 or any(map(_readable, sockets)):
             return
+        due_s = time.monotonic() + timeout_s
+        if watchful and self._watch(min(timeout_s, WATCH_S)):
+            return
         self._journal.end_reading()
-        select.select([self._wakeup.fileno(), *(sock.fileno() for sock in sockets)], [], [], timeout_s)
+        asleep_s = due_s - WATCH_S - time.monotonic()
+        if asleep_s > 0:
+            descriptors = [self._wakeup.fileno(), *(sock.fileno() for sock in sockets)]
+            if any(select.select(descriptors, [], [], asleep_s)):
+                return
+        self._watch(due_s - time.monotonic())
+
+    def _watch(self, for_s: float) -> bool:
+        """Look for a message without going to sleep; whether one has come. Everybody else may run meanwhile."""
+        until_s = time.monotonic() + for_s
+        while time.monotonic() < until_s and not self._stopping:
+            if _readable(self._router):
+                return True
+            os.sched_yield()
+        return False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         log.info("stopping", extra={"signal": signal.Signals(number).name})
         self._stopping = True
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Whether anything has changed."""
         now_ms = self._clock.now_ms()
         self._access.answer()
         router, copy = self._router, not self._access.curve
@@ -172,6 +195,7 @@ class Server:
         if now_ms >= self._next_look_ms:
             self._next_look_ms = now_ms + LOOK_AROUND_MS
             self._look_around()
+        return bool(batch.steps)
 
     def _receive(self, parts: list[bytes] | list[zmq.Frame], now_ms: int) -> None:
         identity: Identity | None = None
