@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lmdb
-import msgspec
 
 from zq.broker.hours import hour_key
 from zq.broker.journal import Counts, JournalRefused, Notes, Step
@@ -46,7 +45,7 @@ from zq.broker.lmdb_view import (
     LmdbView,
     refuse_format,
 )
-from zq.broker.log_entry import decode_entry, encode_entry
+from zq.broker.log_entry import UNREADABLE, decode_entry, encode_entry
 from zq.broker.records import FORMAT, EventRow, HourRow, JobRow, KeptResult
 from zq.broker.unsettled import Unsettled
 from zq.broker.upgrade import upgrade
@@ -131,7 +130,7 @@ class LmdbJournal(LmdbView):
         self._load()
         try:
             self._replay()
-        except (LogDamaged, msgspec.MsgspecError) as error:
+        except (LogDamaged, *UNREADABLE) as error:
             raise JournalRefused(
                 f"the log of the journal in {self.folder} is damaged: {error}. Nothing was changed. Restore a backup "
                 "(zq journal restore), or move the log away and accept that the newest jobs are lost"

@@ -37,9 +37,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         ]
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What decoding raises of bytes that are not what was written."""
 _encode = msgspec.msgpack.Encoder().encode
 decode_entry = msgspec.msgpack.Decoder(Entry).decode
-"""Raises msgspec.MsgspecError."""
+"""Raises one of UNREADABLE."""
 
 
 def encode_entry(steps: Sequence[Step], now_ms: int, notes: Notes) -> bytes:

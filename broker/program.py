@@ -9,11 +9,11 @@ import sys
 from typing import NoReturn
 
 import lmdb
-import msgspec
 import zmq
 
 import zq
 from zq.broker.journal import JournalError, JournalRefused
+from zq.broker.log_entry import UNREADABLE
 from zq.broker.memory import EXIT_MEMORY, bound, unbound
 from zq.broker.server import EXIT_JOURNAL, Server
 from zq.config import EXIT_CONFIG, ConfigError, load
@@ -21,7 +21,7 @@ from zq.logs import configure
 
 log = logging.getLogger("zq.broker")
 
-_UNREADABLE = (lmdb.Error, msgspec.MsgspecError)
+_UNREADABLE = (lmdb.Error, *UNREADABLE)
 """What reading the journal raises when its bytes are not what was written. Frames of peers raise neither here."""
 
 

@@ -52,6 +52,15 @@ def unreadable(broker: Broker) -> None:
     put(broker, "row", job_id_from("ready"), b"\xc1")
 
 
+def no_text(broker: Broker) -> None:
+    """The name of its queue is not UTF-8."""
+    with opened(broker) as env, env.begin(write=True) as txn:
+        table = env.open_db(b"row", txn=txn)
+        row = txn.get(job_id_from("ready"), db=table)
+        assert b"\xa1q" in row
+        txn.put(job_id_from("ready"), row.replace(b"\xa1q", b"\xa1\xc3"), db=table)
+
+
 def of_another_shape(broker: Broker) -> None:
     put(broker, "row", job_id_from("ready"), b"\x93\x01\x02\x03")
 
@@ -62,7 +71,7 @@ def gone(broker: Broker) -> None:
         assert txn.delete(job_id_from("ready"), db=env.open_db(b"row", txn=txn))
 
 
-@pytest.mark.parametrize("damage", [unreadable, of_another_shape, gone])
+@pytest.mark.parametrize("damage", [unreadable, no_text, of_another_shape, gone])
 def test_what_the_start_needs_is_refused_with_what_to_do(
     damage: Callable[[Broker], None], tmp_path: Path, connect: Connect
 ) -> None:
