@@ -192,7 +192,7 @@ class World:
         return self._separated_until_ms.get(connection.owner, 0) > self.now_ms
 
     def _separate_some(self) -> None:
-        names = [peer.name for peer in (*self.workers, *self.clients)]
+        names = [worker.name for worker in self.workers] + [client.name for client in self.clients]
         until_ms = self.now_ms + self.random.randint(100, 4000)
         for name in self.random.sample(names, self.random.randint(1, len(names))):
             self._separated_until_ms[name] = until_ms
