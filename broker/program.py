@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import sys
 from typing import NoReturn
 
@@ -21,16 +22,24 @@ from zq.logs import configure
 
 log = logging.getLogger("zq.broker")
 
+FILES_MAX = 65_536
+"""Each connection is an open file; a process is often given 1024."""
+LIBZMQ_LEAST = (4, 3, 5)
+"""Older ones can be crashed or taken over by who connects (CVE-2019-13132, CVE-2020-15166, CVE-2021-20234 and more)."""
 _UNREADABLE = (lmdb.Error, *UNREADABLE)
 """What reading the journal raises when its bytes are not what was written. Frames of peers raise neither here."""
 
 
 def run(config_path: str | None = None) -> NoReturn:
     """Serve until SIGTERM; exits as `zq broker --help` says."""
+    if zmq.zmq_version_info() < LIBZMQ_LEAST:
+        least = ".".join(map(str, LIBZMQ_LEAST))
+        _leave(EXIT_CONFIG, f"libzmq is {zmq.zmq_version()}, which is not safe; pip install -U pyzmq brings {least}")
     faulthandler.enable()  # a file of the journal that has become shorter is a SIGBUS: the log says where
     try:
         config = load(config_path)
         configure(config.log.level, config.log.json)
+        _allow_files()
         bound(config.broker.memory_limit_mib << 20)
         server = Server(config, software=f"zq {zq.__version__}")
     except (ConfigError, JournalRefused) as error:
@@ -52,6 +61,13 @@ def run(config_path: str | None = None) -> NoReturn:
         _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")
     log.info("the broker has stopped")
     sys.exit(code)
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _end_at_once(code: int, why: str) -> NoReturn:

@@ -15,6 +15,8 @@ import zmq
 import zq.protocol.messages as m
 from tests.broker.process import Broker, Connect, job, running
 from tests.waiting import wait_until
+from zq.broker import program
+from zq.config import EXIT_CONFIG
 from zq.keys import KeyFile, load_key_file, new_key, revoke
 from zq.protocol.errors import Code
 from zq.protocol.job import JobSpec, encode_spec, job_id_from, new_job_id
@@ -48,6 +50,29 @@ def test_it_stops_on_sigterm_with_everything_kept(broker: Broker, connect: Conne
     assert "stopped" in log
 
 
+def test_it_may_have_more_connections_than_it_was_started_with(tmp_path: Path, connect: Connect) -> None:
+    """A shell's limit of open files is not how many workers and clients there may be."""
+    broker = Broker(tmp_path / "data")
+    broker.start("prlimit", "--nofile=64:300")
+    try:
+        peers = [connect(broker.address) for _ in range(100)]
+        for peer in peers:
+            assert isinstance(peer.hello(), m.Welcome)
+    finally:
+        code, log = broker.end(signal.SIGTERM)
+    assert code == 0, log
+
+
+def test_a_libzmq_that_is_not_safe_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zmq, "zmq_version_info", lambda: (4, 3, 4))
+    with pytest.raises(SystemExit) as left:
+        program.run()
+    assert left.value.code == EXIT_CONFIG
+    assert "libzmq is" in capsys.readouterr().err
+
+
 def test_frames_that_are_no_messages_are_answered_and_counted(broker: Broker, connect: Connect) -> None:
     peer = connect(broker.address)
     session = peer.hello().session
@@ -64,9 +89,7 @@ def test_frames_that_are_no_messages_are_answered_and_counted(broker: Broker, co
     assert sum(info.refused.values()) == 6
 
 
-def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(
-    broker: Broker, connect: Connect
-) -> None:
+def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(broker: Broker, connect: Connect) -> None:
     good, bad = connect(broker.address), connect(broker.address)
     session = good.hello().session
     bad.hello()
