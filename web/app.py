@@ -31,7 +31,7 @@ from zq.web.exams import ExamRoutes
 from zq.web.jobs import JobRoutes
 from zq.web.live import LiveRoutes
 from zq.web.metrics import MetricRoutes
-from zq.web.operations import Operation
+from zq.web.operations import Handler, Operation
 from zq.web.page import PageRoutes
 from zq.web.probes import ProbeRoutes
 from zq.web.problems import Problem
@@ -79,7 +79,8 @@ def create_app(services: Services) -> Starlette:
         RecordingRoutes(services), ExamClientRoutes(services, exams), probes, MetricRoutes(services, responses),
     ):  # fmt: skip
         described += routes.operations()
-    operations = [*described, *LiveRoutes(services, watch).operations(), *PageRoutes(services).operations()]
+    pages = PageRoutes(services)
+    operations = [*described, *LiveRoutes(services, watch).operations(), *pages.operations()]
 
     cors = Cors(services.config.web.cors_origins)
     door = _Door(services, cors)
@@ -91,7 +92,7 @@ def create_app(services: Services) -> Starlette:
 
     app = Starlette(routes=_routes(operations, door, cors, responses), lifespan=lifespan)
     app.router.redirect_slashes = False
-    app.router.default = _Guarded(_Path({}, door), cors, responses)
+    app.router.default = _Guarded(_Path({}, door, pages.lost), cors, responses)
     return app
 
 
@@ -176,14 +177,17 @@ def _check_scope(caller: auth.Caller, operation: Operation | None, request: Requ
 class _Path:
     """The operations of one path. Who may not call any is told nothing of what is there."""
 
-    def __init__(self, operations: dict[str, Operation], door: _Door) -> None:
+    def __init__(self, operations: dict[str, Operation], door: _Door, lost: Handler | None = None) -> None:
         self._operations = operations
         self._door = door
+        self._lost = lost
         methods = {*operations, *(["HEAD"] if "GET" in operations else [])}
         self._allow = ", ".join(sorted(methods))
 
     async def __call__(self, request: Request) -> Response:
         operation = self._operations.get("GET" if request.method == "HEAD" else request.method)
+        if self._lost is not None and _is_reading(request):
+            return await self._lost(request)
         self._door.admit(request, operation)
         if not self._operations:
             raise Problem(404, "not-found", "nothing is at this path; /docs lists what is there")
@@ -191,6 +195,12 @@ class _Path:
             detail = f"{request.method:.20} is not for this path; {self._allow} are"
             raise Problem(405, "method-not-allowed", detail, headers={"Allow": self._allow})
         return await operation.handler(request)
+
+
+def _is_reading(request: Request) -> bool:
+    """Somebody with a browser, who has mistyped an address of the page."""
+    of_programs = request.url.path.startswith(("/v1/", "/api/", "/page/", "/static/"))
+    return request.method == "GET" and not of_programs and "text/html" in request.headers.get("accept", "")
 
 
 _QUOTA = "zq.quota"

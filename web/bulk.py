@@ -118,7 +118,8 @@ class DeadGroups(views.View, frozen=True):
 
 def template(error: str) -> str:
     """The first line of an error, without what varies."""
-    return _VARIES.sub("…", first_line(error))[:TEMPLATE_CHARS_MAX]
+    text = _VARIES.sub("…", first_line(error))
+    return text if len(text) <= TEMPLATE_CHARS_MAX else f"{text[: TEMPLATE_CHARS_MAX - 1].rstrip()}…"
 
 
 def group_key(job: JobInfo) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable
 from http import HTTPStatus
+from itertools import repeat
 from typing import Annotated, Literal
 
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from zq.client.arguments import arguments_of
 from zq.exceptions import Refused, Unavailable
 from zq.protocol import limits
 from zq.protocol.errors import Code
@@ -41,6 +43,9 @@ PAGE = (
         f" With a filter a page looks at no more than {listing.SCANNED_MAX} jobs: `scanned` says how many, and there is"
         " more as long as `next` is not null",
         type=list[str],
+    ),
+    Parameter(
+        "arguments", "Each row has its arguments on one line, cut where they are long", type=Literal["true", "false"]
     ),
     Parameter("cursor", "`next` of the page before"),
     Parameter(
@@ -131,8 +136,11 @@ async def answer_page(services: Services, request: Request, states: tuple[State,
     wanted = listing.filter_of(request)
     limit = whole_number(request, "limit", PAGE_ROWS, 1, limits.PAGE_ROWS_MAX)
     position = listing.position_of(states, query(request, "cursor"))
-    found = await listing.page_of(services.client, query(request, "queue") or "", position, wanted, limit)
-    rows = [views.job_row(job) for job in found.jobs]
+    arguments = _told(request, "arguments")
+    queue = query(request, "queue") or ""
+    found = await listing.page_of(services.client, queue, position, wanted, limit, with_specs=arguments)
+    said = map(arguments_of, found.specs) if arguments else repeat(None)
+    rows = [views.job_row(job, text) for job, text in zip(found.jobs, said, strict=False)]
     return json_response(views.JobList(jobs=rows, next=listing.cursor_text(found.next), scanned=found.scanned))
 
 
@@ -158,6 +166,13 @@ def _state(text: str) -> State:
     except KeyError:
         known = ", ".join(state.label for state in State)
         raise invalid("#/query/state", f"{text!r:.40} is no state; known: {known}") from None
+
+
+def _told(request: Request, name: str) -> bool:
+    text = query(request, name)
+    if text not in (None, "true", "false"):
+        raise invalid(f"#/query/{name}", f"{name} is {text!r:.40}; give true or false")
+    return text == "true"
 
 
 def _wait_s(request: Request) -> float:

@@ -44,27 +44,34 @@ class Found:
     next: Position | None = None
     """None at the end of the list."""
     scanned: int = 0
+    specs: list[bytes] = field(default_factory=list)
+    """As many as `jobs`, if they were asked for."""
 
 
 @dataclass(frozen=True)
 class _Page:
     jobs: Sequence[JobInfo]
+    specs: Sequence[bytes]
     fitting: Sequence[int]
     """The places of those that fit."""
     here: Position
     following: Position | None
 
 
-async def page_of(client: AsyncClient, queue: str, position: Position, wanted: JobFilter, limit: int) -> Found:
+async def page_of(
+    client: AsyncClient, queue: str, position: Position, wanted: JobFilter, limit: int, *, with_specs: bool = False
+) -> Found:
     """At most `limit` jobs that fit. There may be fewer and still a `next`: the scan has a bound."""
     found = Found(next=position)
     loop = asyncio.get_running_loop()
     until_s = loop.time() + SCAN_S
     while found.next is not None and found.scanned < SCANNED_MAX and loop.time() < until_s:
         rows = limits.PAGE_ROWS_MAX if wanted != ALL else limit - len(found.jobs)
-        page = await _page(client, queue, found.next, rows, wanted)
+        page = await _page(client, queue, found.next, rows, wanted, with_specs=with_specs)
         for index in page.fitting:
             found.jobs.append(page.jobs[index])
+            if with_specs:
+                found.specs.append(page.specs[index])
             if len(found.jobs) == limit and index + 1 < len(page.jobs):
                 found.scanned += index + 1
                 found.next = await _inside(client, queue, page, index + 1)
@@ -87,8 +94,10 @@ async def matches(
         here = page.following
 
 
-async def _page(client: AsyncClient, queue: str, here: Position, rows: int, wanted: JobFilter) -> _Page:
-    page = await client.jobs(queue, here.states[0], here.after, rows, with_specs=wanted.needs_specs)
+async def _page(
+    client: AsyncClient, queue: str, here: Position, rows: int, wanted: JobFilter, *, with_specs: bool = False
+) -> _Page:
+    page = await client.jobs(queue, here.states[0], here.after, rows, with_specs=with_specs or wanted.needs_specs)
     following = None
     if page.next:
         following = Position(here.states, page.next)
@@ -101,7 +110,7 @@ async def _page(client: AsyncClient, queue: str, here: Position, rows: int, want
     for index, detail in zip(cut, await client.details([page.jobs[index].id for index in cut]), strict=True):
         if detail is not None and wanted.matches(page.jobs[index], specs[index], detail.job.error):
             fitting.add(index)
-    return _Page(page.jobs, sorted(fitting), here, following)
+    return _Page(page.jobs, specs, sorted(fitting), here, following)
 
 
 async def _inside(client: AsyncClient, queue: str, page: _Page, used: int) -> Position:

@@ -88,6 +88,13 @@ class PageRoutes:
             return self._refuse(request, there)
         return _html(request, self._page, 200)
 
+    async def lost(self, request: Request) -> Response:
+        """Where nothing is, for who reads with a browser: the page says so, with the way to what is there."""
+        response = await self.page(request)
+        if response.status_code == 200:
+            response.status_code = 404
+        return response
+
     async def show_login(self, request: Request) -> Response:
         """For a tab that can only read, and wants to operate."""
         return self._refuse(request, safe_path(query(request, "next") or "/"), status=200)

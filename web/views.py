@@ -92,6 +92,8 @@ class JobRow(View, frozen=True):
     progress: ProgressView | None
     usage: UsageView
     time_limit_s: float
+    arguments: str | None = None
+    """On one line, cut where they are long; null unless a list was asked for with `arguments=true`."""
 
 
 class EventView(View, frozen=True):
@@ -242,7 +244,7 @@ def progress_view(said: JobInfo | AttemptInfo) -> ProgressView | None:
     return ProgressView(done=said.progress_done, total=said.progress_total, message=said.progress_message)
 
 
-def job_row(job: JobInfo) -> JobRow:
+def job_row(job: JobInfo, arguments: str | None = None) -> JobRow:
     return JobRow(
         id=format_id(job.id),
         task=job.task,
@@ -267,6 +269,7 @@ def job_row(job: JobInfo) -> JobRow:
         progress=progress_view(job),
         usage=usage_view(job.usage),
         time_limit_s=job.hard_limit_ms / 1000,
+        arguments=arguments,
     )
 
 

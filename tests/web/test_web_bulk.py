@@ -98,4 +98,4 @@ def test_errors_that_differ_in_numbers_and_ids_are_one() -> None:
     assert len({template(text) for text in same}) == 1
     assert template("KeyError: 'decade'\n  at line 3") == "KeyError: 'decade'"
     assert template("") == ""
-    assert len(template("x" * 9000)) == 200
+    assert template("x" * 9000) == f"{'x' * 199}…"

@@ -177,9 +177,24 @@ def test_pages_of_jobs_hold_each_job_once(api: Api) -> None:
         assert sorted(found) == sorted(expected)
 
 
+def test_a_list_tells_arguments_if_it_is_asked_to(api: Api) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    for n in range(5):
+        submit(api, job(queue, args=[n], kwargs={"学生": "张伟", "long": "x" * 900}))
+    plain = api("GET", f"/v1/jobs?queue={queue}&arguments=false").json()["jobs"]
+    assert {row["arguments"] for row in plain} == {None}
+    for more in ("", "&where=0=3", "&limit=2"):
+        rows = api("GET", f"/v1/jobs?queue={queue}&arguments=true{more}").json()["jobs"]
+        for row in rows:
+            asked = api("GET", f"/v1/jobs/{row['id']}").json()["args"][0]
+            assert row["arguments"].startswith(f"{asked} 学生=张伟 long=xxx")
+            assert len(row["arguments"]) < 300
+        assert len(rows) == {"": 5, "&where=0=3": 1, "&limit=2": 2}[more]
+
+
 def test_lists_refuse_what_they_do_not_know(api: Api) -> None:
     wrong = ("state=runing", "limit=0", "limit=1001", "limit=x", "cursor=!", "cursor=AA", "state=dead&cursor=Aw")
-    for question in (*wrong, "queue=a&queue=b"):
+    for question in (*wrong, "queue=a&queue=b", "arguments=1"):
         problem(api("GET", f"/v1/jobs?{question}"), 422)
 
 

@@ -57,6 +57,17 @@ def test_every_part_of_the_page_has_an_address(api: Api) -> None:
         assert api("GET", filled, headers=NOBODY).status_code == 401
 
 
+def test_a_mistyped_address_shows_the_page_to_a_browser_and_a_problem_to_a_program(api: Api) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    found = api("GET", "/job", headers=browser)
+    assert (found.status_code, found.text[:15]) == (404, "<!doctype html>")
+    stranger = api("GET", "/job", headers={**browser, **NOBODY})
+    assert stranger.status_code == 401
+    assert "/static/app.js" not in stranger.text
+    problem(api("GET", "/job"), 404)
+    problem(api("GET", "/v1/job", headers=browser), 404)
+
+
 def test_the_form_lets_in_who_has_the_token(api: Api) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded", **NOBODY}
     wrong = api("POST", "/login", headers=form, content="token=x&next=/jobs")

@@ -34,7 +34,7 @@ route("/exams", exams);
 route("/exams/{exam}", exam);
 route("/exams/{exam}/students/{student}", student);
 
-const lost = () => ({ title: () => t("lost.title"), render: () => html`${heading(t("lost.title"))}<section class="card">${empty("search", t("lost.text"))}</section>` });
+const lost = () => ({ title: () => t("lost.title"), render: () => html`${heading(t("lost.title"))}<section class="card">${empty("search", t("lost.text"), html`<a href="/">${t("nav.overview")}</a>`)}</section>` });
 
 let view = null;
 let viewKey = "";

@@ -159,6 +159,7 @@ def test_jobs_are_found_picked_and_cancelled(scene: Scene, visit: Visit) -> None
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(3)
     assert page.url.endswith(f"/jobs?queue={queue}&where=exam_id%3D49")
+    expect(rows.first.locator(".given")).to_have_text("exam_id=49")
     rows.first.get_by_role("checkbox").check()
     expect(page.locator(".picked-bar")).to_contain_text("1 job selected")
     page.get_by_label("Select all shown").check()
@@ -194,6 +195,7 @@ def test_a_job_is_watched_until_it_ends(scene: Scene, visit: Visit) -> None:
     job = scene.client.submit("zq.report", queue=queue, kwargs=kwargs, max_retries=1, backoff_s=1)
     page = visit(f"/jobs/{job.id}")
     expect(page.locator(".why")).to_contain_text("no worker serves its queue")
+    expect(page.locator(".why code")).to_have_text(f"zq worker --queue {queue}")
     expect(page.locator("pre.code")).to_contain_text('"名字": "张伟"')
     with hands(scene.broker_port, queue) as worker:
         lease = worker.take()

@@ -87,7 +87,8 @@ async function all(path, filter, once) {
 }
 
 function body(action, dry) {
-  const kinds = Object.entries(dry.states).map(([name, n]) => `${whole(n)} ${t(`state.${name}`)}`).join(" · ");
+  const states = Object.entries(dry.states);
+  const kinds = states.map(([name, n]) => (states.length > 1 ? `${whole(n)} ${t(`state.${name}`)}` : t(`state.${name}`))).join(" · ");
   return html`<div><p class="count">${whole(dry.matched)}${dry.complete ? "" : "+"}</p><p class="dim">${t("bulk.jobs")} · ${kinds}</p></div>
     <p>${t(`bulk.${action}-text`)}</p>
     <ul class="sample" aria-label=${t("bulk.sample")}>

@@ -60,6 +60,9 @@ function binaryScale(most) {
   return { top: step * steps, ticks: Array.from({ length: steps + 1 }, (_, i) => i * step) };
 }
 
+const MINUTE_MS = 60000;
+const STEPS_MS = [1000, 2000, 5000, 10000, 15000, 30000, MINUTE_MS, 2 * MINUTE_MS, 5 * MINUTE_MS, 10 * MINUTE_MS, 15 * MINUTE_MS, 30 * MINUTE_MS, 60 * MINUTE_MS, 120 * MINUTE_MS, 180 * MINUTE_MS, 360 * MINUTE_MS];
+const MARKS_MAX = 5;
 const hovers = new Map();
 const POINTS_MIN = 30;
 
@@ -71,7 +74,7 @@ function cropped(series, at, begins) {
 }
 
 // series: [{ name, tone, values }]; all as long as `at` (milliseconds). `begins`: before it nothing is known.
-export function chart({ id, series: allSeries, at: allTimes, begins = 0, unit, label, format, kind = "", height = "11rem", times = clock }) {
+export function chart({ id, series: allSeries, at: allTimes, begins = 0, unit, label, format, kind = "", height = "11rem", times = clock, caption = nothing }) {
   const [series, at] = begins ? cropped(allSeries, allTimes, begins) : [allSeries, allTimes];
   const known = series.flatMap((one) => one.values).filter((v) => v !== null && v !== undefined);
   const { top, ticks } = scale(Math.max(0, ...known), kind);
@@ -95,7 +98,7 @@ export function chart({ id, series: allSeries, at: allTimes, begins = 0, unit, l
       point((hover ?? at.length) + step);
     }
   };
-  return html`<figure class="chart" .style=${`--plot:${height}`}>
+  return html`<figure class="chart" .style=${`--plot:${height}`}>${caption === nothing ? nothing : html`<figcaption>${caption}</figcaption>`}
     <div class="plot" role="img" tabindex="0" aria-label="${label}. ${known.length ? newest : t("chart.none")}"
       @pointermove=${move} @pointerleave=${() => point(null)} @keydown=${key} @blur=${() => point(null)}>
       ${ticks.map((tick) => html`<span class="y" .style=${`top:${(100 - (100 * tick) / top).toFixed(2)}%`}>${format(tick)}</span>`)}
@@ -120,13 +123,16 @@ function tip(series, at, index, format, unit, times) {
     </span>`;
 }
 
+// At whole minutes of the reader's clock, or at whole steps from the beginning where times are told from there.
 function marks(at, times) {
   if (at.length < 2) return nothing;
-  const shown = 4;
-  return Array.from({ length: shown + 1 }, (_, i) => {
-    const index = Math.round((i * (at.length - 1)) / shown);
-    return html`<span .style=${`left:${((100 * index) / (at.length - 1)).toFixed(2)}%`}>${times(at[index])}</span>`;
-  });
+  const onClock = times === clock;
+  const [first, last] = [at[0], at.at(-1)];
+  const zero = onClock ? new Date(first).getTimezoneOffset() * MINUTE_MS : first;
+  const step = STEPS_MS.find((ms) => (last - first) / ms <= MARKS_MAX && (!onClock || ms >= MINUTE_MS)) ?? last - first;
+  const found = [];
+  for (let ms = zero + Math.ceil((first - zero) / step) * step; ms <= last; ms += step) found.push(ms);
+  return found.map((ms) => html`<span .style=${`left:${((100 * (ms - first)) / (last - first)).toFixed(2)}%`}>${times(ms)}</span>`);
 }
 
 export const legend = (series, format, unit) =>

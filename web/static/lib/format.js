@@ -66,7 +66,7 @@ export function dayAndTime(text) {
 
 export function relative(text) {
   const s = (new Date(text).getTime() - now()) / 1000;
-  if (Math.abs(s) < 2) return t("time.now");
+  if (Math.abs(s) < 2) return t(s > 0 ? "time.soon" : "time.now");
   return s < 0 ? t("time.ago", { time: roughly(-s) }) : t("time.in", { time: roughly(s) });
 }
 

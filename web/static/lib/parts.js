@@ -45,7 +45,9 @@ async function put_on_clipboard(text) {
 
 export const jobLink = (id) =>
   html`<span class="id"><a class="mono" href="/jobs/${id}" title=${id}>${shortId(id)}</a>${copy(id)}</span>`;
-export const queueLink = (name) => html`<a href="/queues/${encodeURIComponent(name)}">${name}</a>`;
+export const queueLink = (name) => html`<a class="q" title=${name} href="/queues/${encodeURIComponent(name)}">${name}</a>`;
+// As a shell takes it.
+export const workerCommand = (queue) => `zq worker --queue ${/^[\w.@%+=:,/-]+$/.test(queue) ? queue : `'${queue.replaceAll("'", `'"'"'`)}'`}`;
 
 const width = (part) => `width:${Math.max(0, Math.min(100, 100 * part)).toFixed(1)}%`;
 
@@ -109,11 +111,14 @@ export async function run(work, done) {
   }
 }
 
+// More are a bar.
+const SLOTS_DRAWN = 10;
+
 export function slotsOf(queue) {
   if (!queue.slots) return html`<span class="zero">–</span>`;
   const busy = Math.max(0, queue.slots - queue.free);
   const label = t("slots.label", { busy, slots: queue.slots });
-  if (queue.slots > 16) return html`<span class="meter">${bar(busy / queue.slots, label)}<span class="num">${busy}/${queue.slots}</span></span>`;
+  if (queue.slots > SLOTS_DRAWN) return html`<span class="meter">${bar(busy / queue.slots, label)}<span class="num">${busy}/${queue.slots}</span></span>`;
   return html`<span class="meter" title=${label}><span class="slots" role="img" aria-label=${label}>${Array.from({ length: queue.slots }, (_, i) => html`<i class=${i < busy ? "busy" : ""}></i>`)}</span><span class="num">${busy}/${queue.slots}</span></span>`;
 }
 

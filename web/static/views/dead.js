@@ -69,7 +69,7 @@ export function dead({ query }) {
       <div><p class="error">${group.error || t("dead.no-error")}</p>
         <p class="meta"><span class="mono">${group.task}</span>${queueLink(group.queue)}<span>${t("dead.newest")} ${when(group.newest_at)}</span>${group.jobs > 1 ? html`<span>${t("dead.oldest")} ${when(group.oldest_at)}</span>` : nothing}
           <button type="button" class="button small plain" aria-expanded=${open} @click=${toggle}>${t(open ? "dead.less" : "dead.more")}</button></p>
-        ${open ? html`<ul class="sample">${group.sample.map((job) => html`<li>${jobLink(job.id)} <span>${job.key}</span> <span class="dim">${firstLine(job.error)}</span> ${when(job.ended_at)}</li>`)}
+        ${open ? html`<ul class="sample">${group.sample.map((job) => html`<li>${jobLink(job.id)}<span class="clip dim">${job.key ? html`<b>${job.key}</b> ` : nothing}${firstLine(job.error)}</span>${when(job.ended_at)}</li>`)}
           ${group.jobs > group.sample.length ? html`<li><a href="/jobs?state=dead&queue=${encodeURIComponent(group.queue)}&task=${encodeURIComponent(group.task)}">${t("dead.rest", { n: group.jobs - group.sample.length })}</a></li>` : nothing}</ul>` : nothing}</div>
       <span class="acts">${acting(html`<button type="button" class="button small" aria-label="${t("bulk.retry")}: ${group.error}" @click=${() => act("retry", filter)}>${icon("retry")}${t("bulk.retry")}</button>
         <button type="button" class="button small bad" aria-label="${t("bulk.drop")}: ${group.error}" @click=${() => act("drop", filter)}>${icon("drop")}${t("bulk.drop")}</button>`)}</span>

@@ -120,7 +120,7 @@ export function exam({ params, query }) {
 function merges(students) {
   const n = (name) => students.filter(FILTERS[name]).length;
   const size = students.reduce((sum, s) => sum + (s.recording?.video ? s.recording.size_bytes : 0), 0);
-  return html`<span class="faces"><span>${icon("video")} <b>${whole(n("done"))}</b> ${t("students.done")}</span><span><b>${whole(n("merging"))}</b> ${t("students.merging")}</span><span><b>${whole(n("failed"))}</b> ${t("students.failed")}</span>${size ? html`<span><b>${bytes(size)}</b></span>` : nothing}</span>`;
+  return html`<span class="faces"><span>${icon("video")} <b>${whole(n("done"))}</b> ${t("students.done")}</span><span><b>${whole(n("merging"))}</b> ${t("students.merging")}</span><span><b>${whole(n("failed"))}</b> ${t("students.failed")}</span>${size ? html`<span><b>${bytes(size)}</b> ${t("students.size")}</span>` : nothing}</span>`;
 }
 
 function table(one, rows) {

@@ -5,7 +5,7 @@ import { chart } from "../lib/charts.js";
 import { bytes, duration, firstLine, rate, shortTask, since, whole } from "../lib/format.js";
 import { icon } from "../lib/icons.js";
 import { html, nothing } from "../lib/lit.js";
-import { acting, bar, bones, chip, copy, empty, fraction, heading, jobLink, memory, queueLink, section, trouble, when } from "../lib/parts.js";
+import { acting, bar, bones, chip, copy, empty, fraction, heading, jobLink, memory, queueLink, section, trouble, when, workerCommand } from "../lib/parts.js";
 import { state, update } from "../lib/store.js";
 import { t } from "../lib/words.js";
 
@@ -104,12 +104,12 @@ function view(detail, usage, act) {
       sub: html`<span class="id mono">${one.id}${copy(one.id)}</span>`,
       acts: acting(html`${button("retry", "retry", "primary")}${button("cancel", "stop", "bad")}${button("drop", "drop", "bad")}`),
     })}
-    ${detail.why && detail.why.reason !== "not_waiting" ? whyOf(detail.why) : nothing}
+    ${detail.why && detail.why.reason !== "not_waiting" ? whyOf(detail.why, one) : nothing}
     ${one.state === "running" ? progressCard(one) : nothing}
     <div class="split">
       <div class="pile">
         ${one.error && one.state !== "done" ? section(t("job.error"), html`<div class="body"><pre class="code bad error" tabindex="0">${one.error}</pre></div>`, { acts: copy(one.error, t("copy.error")) }) : nothing}
-        ${section(t("job.timeline"), html`<div class="body">${gantt(detail)}${timeline(detail)}</div>`, { note: t("job.attempts", { n: one.attempt, of: whole(one.attempts_max) }) })}
+        ${section(t("job.timeline"), html`<div class="body">${gantt(detail)}${timeline(detail)}</div>`, { note: one.attempt ? t("job.attempts", { n: one.attempt, of: whole(one.attempts_max) }) : t("job.attempts-none", { n: one.attempts_max }) })}
         ${usage && usage.points.length > 1 ? section(t("job.usage"), usageCharts(usage), { note: t("job.usage-note", { n: String(usage.attempt) }) }) : nothing}
       </div>
       <div class="pile">
@@ -121,10 +121,11 @@ function view(detail, usage, act) {
     </div>`;
 }
 
-function whyOf(why) {
+// What the words say already is not said twice; what mends it is said instead.
+function whyOf(why, one) {
   const words = t.maybe(`why.${why.reason}`, { time: duration(why.wait_s) });
   return html`<div class="why" role="status">${icon("schedules")}<div><strong>${t("why.title")}</strong> ${words || why.text}
-    ${words && why.text ? html`<span class="under">${why.text}</span>` : nothing}
+    ${why.reason === "no_consumer" ? html`<span class="under">${t("alarm.start")} <code>${workerCommand(one.queue)}</code>${copy(workerCommand(one.queue), t("copy.command"))}</span>` : why.reason === "paused" ? html`<span class="under">${queueLink(one.queue)}</span>` : words && why.text && why.reason !== "not_due" ? html`<span class="under">${why.text}</span>` : nothing}
     ${why.holders.length ? html`<p>${t("why.holders")} ${why.holders.map((id) => jobLink(id))}</p>` : nothing}</div></div>`;
 }
 
@@ -191,9 +192,10 @@ function usageCharts({ points }) {
     const before = points[index - 1];
     return Math.max(0, ((point.cpu_s - before.cpu_s) * 1000) / Math.max(1, point.at_ms - before.at_ms));
   });
-  const times = (ms) => duration((ms - at[0]) / 1000);
-  return html`${chart({ id: "cpu", series: [{ name: t("job.cores"), tone: "running", values: cores }], at, unit: "", label: t("job.cores"), format: rate, height: "6.5rem", times })}
-    ${chart({ id: "memory", series: [{ name: t("job.memory"), tone: "scheduled", values: points.map((p) => p.peak_rss_bytes) }], at, unit: "", label: t("job.memory"), format: bytes, kind: "bytes", height: "6.5rem", times })}`;
+  const times = (ms) => (ms === at[0] ? t("unit.s", { n: 0 }) : duration((ms - at[0]) / 1000));
+  const now = (name, value) => html`${name} <b>${value}</b>`;
+  return html`${chart({ id: "cpu", series: [{ name: t("job.cores"), tone: "running", values: cores }], at, unit: "", label: t("job.cores"), format: rate, height: "6.5rem", times, caption: now(t("job.cores"), rate(cores.at(-1) ?? 0)) })}
+    ${chart({ id: "memory", series: [{ name: t("job.memory"), tone: "scheduled", values: points.map((p) => p.peak_rss_bytes) }], at, unit: "", label: t("job.memory"), format: bytes, kind: "bytes", height: "6.5rem", times, caption: now(t("job.memory"), bytes(points.at(-1).peak_rss_bytes)) })}`;
 }
 
 function facts(detail) {
@@ -211,7 +213,7 @@ function facts(detail) {
     one.concurrency_key && [t("job.concurrency"), html`<span class="mono">${one.concurrency_key}</span> × ${detail.concurrency_limit}`],
     one.tags.length && [t("job.tags"), one.tags.map((tag) => html`<span class="tag">${tag}</span> `)],
     [t("job.limits"), `${duration(detail.soft_time_limit_s)} / ${duration(detail.time_limit_s)}`],
-    [t("job.retries"), t("job.retries-value", { n: detail.max_retries, time: duration(detail.backoff_s) })],
+    [t("job.retries"), detail.max_retries ? t("job.retries-value", { n: detail.max_retries, time: duration(detail.backoff_s) }) : t("job.retries-none")],
     one.usage.peak_rss_bytes && [t("job.peak-short"), memory(one.usage.peak_rss_bytes)],
     one.usage.cpu_s && [t("job.cpu-short"), duration(one.usage.cpu_s)],
   ];

@@ -1,7 +1,7 @@
 // Jobs by state and filter. The filter is the address; what is picked can be acted upon, or all that fit.
 import { ask, mayOperate, Resource } from "../lib/api.js";
 import { bulk, filterOf } from "../lib/bulk.js";
-import { duration, firstLine, short, shortTask, since, whole } from "../lib/format.js";
+import { duration, exact, firstLine, short, shortTask, since, whole } from "../lib/format.js";
 import { icon } from "../lib/icons.js";
 import { html, live as current, nothing, repeat } from "../lib/lit.js";
 import { chip, empty, heading, jobLink, progressOf, queueLink, shown, when } from "../lib/parts.js";
@@ -34,7 +34,7 @@ export function jobs({ query }) {
 
   function path(cursor, limit) {
     const { where, ...named } = asked();
-    const text = new URLSearchParams({ limit: String(limit) });
+    const text = new URLSearchParams({ limit: String(limit), arguments: "true" });
     for (const [name, value] of Object.entries(named)) if (value) text.set(name, value);
     for (const one of where) text.append("where", one);
     if (cursor) text.set("cursor", cursor);
@@ -152,22 +152,22 @@ export function jobs({ query }) {
         <td data-label=${filter.state ? nothing : t("jobs.state")}>${chip(job.state)}</td>
         <td data-label=${t("queue")}>${queueLink(job.queue)}</td>
         <td class="r ${job.attempt ? "" : "gone"}" data-label=${t("col.attempt")}>${job.attempt ? `${whole(job.attempt)}/${whole(job.attempts_max)}` : html`<span class="zero">–</span>`}</td>
-        <td data-label=${t("col.time")}>${times(job)}</td>
-        <td class="wide">${what(job)}</td>
+        <td class="whole" data-label=${t("col.time")}>${times(job)}</td>
+        <td class="wide what">${what(job)}</td>
       </tr>`)}</tbody></table></div>`;
   }
 }
 
 export function times(job) {
-  if (job.state === "running") return html`<span class="num" title=${job.started_at}>${t("job.runs", { time: duration(since(job.started_at)) })}</span>`;
+  if (job.state === "running") return html`<span class="num" title=${exact(job.started_at)}>${t("job.runs", { time: duration(since(job.started_at)) })}</span>`;
   if (job.state === "scheduled") return html`${t("job.due")} ${when(job.due_at)}`;
   if (job.state === "ready") return html`${t("job.waits")} <span class="num">${duration(since(job.accepted_at))}</span>`;
   const took = job.started_at && job.ended_at ? (new Date(job.ended_at) - new Date(job.started_at)) / 1000 : null;
-  return html`${when(job.ended_at)}${took === null || took < 0 ? nothing : html` <span class="dim num">· ${duration(took)}</span>`}`;
+  return html`${when(job.ended_at)}${took === null || took < 0 ? nothing : html`<span class="under num">${t("job.took", { time: duration(took) })}</span>`}`;
 }
 
+// Its arguments tell a job from its neighbours; above them stands what is worth more.
 function what(job) {
-  if (job.error && job.state !== "done") return html`<span class="error clip" title=${firstLine(job.error)}>${firstLine(job.error)}</span>`;
-  if (job.state === "running") return progressOf(job);
-  return job.worker ? html`<span class="dim">${job.worker}</span>` : nothing;
+  const first = job.error && job.state !== "done" ? html`<span class="error clip" title=${firstLine(job.error)}>${firstLine(job.error)}</span>` : job.state === "running" ? progressOf(job) : nothing;
+  return html`${first}${job.arguments ? html`<span class="given" title=${job.arguments}>${job.arguments}</span>` : nothing}`;
 }

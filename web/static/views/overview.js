@@ -60,7 +60,7 @@ export function alarm(one) {
 
 export function overview({ query }) {
   const points = chartOf("", query);
-  const running = new Resource((signal) => ask("/v1/jobs?state=running&limit=8", { signal }), update);
+  const running = new Resource((signal) => ask("/v1/jobs?state=running&limit=8&arguments=true", { signal }), update);
   const groups = new Resource((signal) => ask("/v1/dead/groups", { signal }), update, 4000);
 
   return {
@@ -142,7 +142,7 @@ function now({ jobs }) {
   if (!jobs.length) return empty("jobs", t("overview.idle"), t("overview.idle-text"));
   return html`<ul class="now">${jobs.map((job) => {
     const part = fraction(job);
-    return html`<li><span><a class="main" href="/jobs/${job.id}">${shortTask(job.task)}</a> <span class="dim">${job.key || job.queue}</span></span>
+    return html`<li><span><a class="main" href="/jobs/${job.id}">${shortTask(job.task)}</a> <span class="dim">${job.key || job.arguments || job.queue}</span></span>
       <span class="dim num">${part === null ? "" : `${Math.floor(100 * part)} % · `}${duration(since(job.started_at))}</span>
       ${part === null ? nothing : bar(part, t("job.progress-label", { percent: `${Math.floor(100 * part)} %` }))}</li>`;
   })}</ul>`;

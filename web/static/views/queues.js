@@ -4,7 +4,7 @@ import { confirm } from "../lib/ask.js";
 import { duration, rate, short, whole } from "../lib/format.js";
 import { icon } from "../lib/icons.js";
 import { html, nothing } from "../lib/lit.js";
-import { acting, bones, count, empty, heading, queueLink, run, section, slotsOf } from "../lib/parts.js";
+import { acting, bones, count, empty, heading, queueLink, run, section, slotsOf, workerCommand } from "../lib/parts.js";
 import { state } from "../lib/store.js";
 import { t } from "../lib/words.js";
 import { backlogChart, chartOf, flowChart, panel, queueState, spanPicker } from "./overview.js";
@@ -113,7 +113,7 @@ function facts(one, live) {
 
 function served(live, one) {
   const serving = live.workers.filter((worker) => worker.queues.some((item) => item.queue === one.name));
-  if (!serving.length) return empty("workers", t("queue.no-worker"), html`<code>zq worker --queue ${one.name}</code>`);
+  if (!serving.length) return empty("workers", t("queue.no-worker"), html`<code>${workerCommand(one.name)}</code>`);
   return html`<ul class="now">${serving.map((worker) => html`<li><span class="main">${worker.name}</span>
     <span class="dim num">${t("worker.serves", { n: worker.queues.find((item) => item.queue === one.name).slots })} ${worker.tags.map((tag) => html`<span class="tag">${tag}</span>`)}</span></li>`)}</ul>`;
 }

@@ -43,10 +43,10 @@ export function schedules() {
 
   const row = (one) => html`<tr>
       <td><span class="main">${one.name}</span> ${one.paused ? html`<span class="chip warn">${t("schedules.paused")}</span>` : nothing}<span class="under mono" title=${one.task}>${shortTask(one.task)}</span></td>
-      <td data-label=${t("schedules.rule")}>${one.every_s ? t("schedules.every-s", { time: duration(one.every_s) }) : html`<span class="mono">${one.cron || one.rule}</span>`}${one.zone && one.cron ? html`<span class="under">${one.zone}</span>` : nothing}</td>
+      <td class="whole" data-label=${t("schedules.rule")}>${one.every_s ? t("schedules.every-s", { time: duration(one.every_s) }) : html`<span class="mono">${one.cron || one.rule}</span>`}${one.zone && one.cron ? html`<span class="under">${one.zone}</span>` : nothing}</td>
       <td data-label=${t("queue")}>${queueLink(one.queue)}</td>
       <td data-label=${t("schedules.next")}>${when(one.next_at)}</td>
-      <td data-label=${t("schedules.last")}>${one.last ? html`${when(one.last.nominal_at)} ${one.last.state ? chip(one.last.state) : nothing}<span class="under">${jobLink(one.last.job_id)}</span>` : html`<span class="dim">${t("schedules.never")}</span>`}</td>
+      <td class="whole" data-label=${t("schedules.last")}>${one.last ? html`${when(one.last.nominal_at)} ${one.last.state ? chip(one.last.state) : nothing}<span class="under">${jobLink(one.last.job_id)}</span>` : html`<span class="dim">${t("schedules.never")}</span>`}</td>
       <td class="r" data-label=${t("schedules.late")}>${one.last ? html`<span class=${one.last.late_s > LATE_S ? "late" : ""}>${duration(one.last.late_s)}</span>` : html`<span class="zero">–</span>`}</td>
       <td class="r" data-label=${t("schedules.missed")} title="${t("schedules.misfire")}: ${t.maybe(`misfire.${one.misfire}`) || one.misfire}">${count(one.missed)}${one.overlapped ? html`<span class="under">${t("schedules.overlapped", { n: one.overlapped })}</span>` : nothing}</td>
       <td class="tight wide"><span class="acts">${acts(one)}</span></td></tr>`;

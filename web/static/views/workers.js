@@ -73,9 +73,9 @@ function running(job) {
 
 function brokerCard(broker) {
   const fact = (name, value) => html`<div><dt>${name}</dt><dd class="num">${value}</dd></div>`;
-  return section(t("broker"), html`<div class="body"><dl class="facts">
+  return section(t("broker"), html`<div class="body"><dl class="facts four">
     ${fact(t("broker.up"), duration(broker.uptime_s))}${fact(t("broker.epoch"), whole(broker.epoch))}
     ${fact(t("broker.sessions"), whole(broker.sessions))}${fact(t("broker.journal"), bytes(broker.journal_bytes))}
     ${fact(t("broker.disk"), bytes(broker.disk_free_bytes))}${fact(t("broker.commit"), duration(broker.commit_p99_s))}
-    ${fact(t("broker.commits"), whole(broker.commits))}</dl></div>`, { acts: broker.accepting ? toned("good", t("broker.accepting")) : toned("bad", t("broker.refusing")), foot: html`<span>${broker.software}</span>` });
+    ${fact(t("broker.commits"), whole(broker.commits))}${fact(t("broker.version"), broker.software)}</dl></div>`, { acts: broker.accepting ? toned("good", t("broker.accepting")) : toned("bad", t("broker.refusing")) });
 }
