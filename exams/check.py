@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, literal, or_, select, update
 
 from zq.exams import recordings
 from zq.exams.database import chunks
@@ -293,25 +293,26 @@ def _write(
     """Set each row's status (and last activity, where one is given), with a history row each."""
     if not changes:
         return
-    by_status: dict[StudentStatus, list[int]] = defaultdict(list)
-    for row_id, after, _action, _active_ms in changes:
-        by_status[after].append(row_id)
-    for after, row_ids in by_status.items():
-        # One statement for many: some drivers send the others one by one.
+    by_change: dict[tuple[StudentStatus, Action], list[int]] = defaultdict(list)
+    for row_id, after, action, _active_ms in changes:
+        by_change[after, action].append(row_id)
+    # Statements for many rows: a whole exam ends at once, and some drivers send rows one by one.
+    for (after, action), row_ids in by_change.items():
         for part in chunks(row_ids):
-            connection.execute(
-                update(exam_students).where(exam_students.c.id.in_(part)).values(status=after, **UNTOUCHED)
-            )
+            these = exam_students.c.id.in_(part)
+            connection.execute(update(exam_students).where(these).values(status=after, **UNTOUCHED))
+            connection.execute(history.insert().from_select(*_history_of(these, action, now_ms)))
     active = [{"row": row_id, "at": at_ms} for row_id, _after, _action, at_ms in changes if at_ms is not None]
     if active:
         connection.execute(
             update(exam_students).where(exam_students.c.id == bindparam("row")).values(last_active=bindparam("at")),
             active,
         )
-    connection.execute(
-        history.insert(),
-        [
-            {"student_exam_id": row_id, "action": action, "timestamp": now_ms, "ip": CHECKER_IP}
-            for row_id, _after, action, _active_ms in changes
-        ],
-    )
+
+
+def _history_of(students: ColumnElement[bool], action: Action, now_ms: int) -> tuple[list[str], Select[Any]]:
+    """(columns, rows) of the history, one row for each of these students."""
+    values = {history.c.action: action, history.c.timestamp: now_ms, history.c.ip: CHECKER_IP}
+    columns = [literal(value, column.type) for column, value in values.items()]
+    rows = select(exam_students.c.id, *columns).where(students).order_by(exam_students.c.id)
+    return ["student_exam_id", *(column.name for column in values)], rows
