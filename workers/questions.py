@@ -25,12 +25,15 @@ class Questions:
         """request → token of the lease it asks about."""
         self._resend_ms = now_ms
         self._progress: dict[int, m.JobProgress] = {}
-        """The newest of each, however many came."""
+        """What is to be said: the newest of each, however many came."""
+        self._said: dict[int, m.JobProgress] = {}
+        """The last of each running attempt: a broker that has started anew does not know it."""
         self._progress_ms = now_ms
 
     def drop(self, lease: HeldLease) -> None:
         """The attempt is over: nothing is said or asked for it any more."""
         self._progress.pop(lease.token, None)
+        self._said.pop(lease.token, None)
         if lease.hold_request is not None:
             self._holds.pop(lease.hold_request, None)
             lease.hold_request = None
@@ -39,7 +42,8 @@ class Questions:
         lease = self._book.get(event.token)
         if lease is not None and lease.phase is Phase.RUNNING:
             message = clean_text(event.message, limits.MESSAGE_CHARS_MAX)
-            self._progress[event.token] = m.JobProgress(lease.job_id, event.token, event.done, event.total, message)
+            progress = m.JobProgress(lease.job_id, event.token, event.done, event.total, message)
+            self._progress[event.token] = self._said[event.token] = progress
 
     def hold_asked(self, event: io.HoldAsked, now_ms: int) -> None:
         lease = self._book.get(event.token)
@@ -61,8 +65,9 @@ class Questions:
             self._out.append(io.AnswerHold(lease.slot, lease.token, held.held))
 
     def welcomed(self, now_ms: int) -> None:
-        """A new session: what has no answer is to be asked again at once."""
+        """A new session: what has no answer is to be asked again at once, and how far each job has come be said."""
         self._resend_ms = now_ms
+        self._progress = dict(self._said)
 
     def due(self, now_ms: int) -> Iterator[m.PeerMessage]:
         """What is to be sent now, in a session."""

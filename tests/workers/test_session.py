@@ -491,6 +491,19 @@ def test_progress_is_the_newest_and_not_too_often() -> None:
     assert not of(m.Progress, bench.later(PROGRESS_MS))
 
 
+def test_the_last_progress_is_said_again_to_a_broker_that_has_come_back() -> None:
+    bench = Bench()
+    bench.welcome()
+    bench.dispatch(lease(1), lease(2))
+    bench.tell(io.Progressed(1, 1, 10, "a"), io.Progressed(2, 1, 10, "b"))
+    bench.tell(io.Progressed(1, 7, 10, "c"))
+    bench.later(PROGRESS_MS)
+    bench.report(2)
+    bench.tell(io.LinkBroken("the broker is gone"))
+    [item] = one(m.Progress, [*bench.welcome(), *bench.later(PROGRESS_MS)]).items
+    assert (item.token, item.done, item.message) == (1, 7, "c")
+
+
 # ---------------------------------------------------------------------------------------------------- drain
 
 
