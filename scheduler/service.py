@@ -27,6 +27,7 @@ from zq.config import Config, ConfigError
 from zq.exceptions import Refused, Unavailable
 from zq.protocol.errors import RETRYABLE, Code
 from zq.protocol.messages import Receipt, ReceiptStatus, Register, RegisterSet
+from zq.scheduler.rules import Interval
 from zq.scheduler.ticks import Schedule, SteadyClock, Tick, Ticker, schedule_of
 from zq.schedules import Known, Order, Progress
 
@@ -177,11 +178,13 @@ class Service:
             # A conflict: this tick was submitted already, under other settings; it is there, and once is enough.
             self._say_trouble("")
             log.debug("tick %s %d: %s", name, tick.nominal_ms, receipt.code or receipt.status)
+            # A new interval begins at once, in the middle of its grid: its first tick has nothing to be late for.
+            new = before.ticks == 0 and isinstance(tick.schedule.rule, Interval)
             if tick.nominal_ms > before.last_ms:
                 self._changed[name] = msgspec.structs.replace(
                     before,
                     last_ms=tick.nominal_ms,
-                    late_ms=max(0, now_ms - tick.due_at_ms),
+                    late_ms=0 if new else max(0, now_ms - tick.due_at_ms),
                     job_id=tick.job_id,
                     ticks=before.ticks + 1,
                 )

@@ -274,6 +274,16 @@ def test_a_paused_schedule_submits_nothing_and_goes_on_with_the_next_tick_withou
     assert (len(broker.specs), broker.progress().missed) == (2, 0)
 
 
+def test_a_new_interval_is_not_late_though_its_grid_began_before_it() -> None:
+    broker, time = Broker(), Time(1_763_800_010_000)
+    scheduler = service(broker, time)
+    time.go(scheduler.step())
+    assert (broker.progress().ticks, broker.progress().late_ms) == (1, 0)
+    time.go(7_000)
+    scheduler.step()
+    assert (broker.progress().ticks, broker.progress().late_ms) == (2, 7_000)
+
+
 def test_lateness_is_what_passed_until_the_broker_had_the_tick() -> None:
     broker, time = Broker(), Time(30_000)
     scheduler = service(broker, time)

@@ -54,7 +54,7 @@ export function alarm(one) {
   const link = { unserved: `/queues/${encodeURIComponent(one.subject)}`, paused: `/queues/${encodeURIComponent(one.subject)}`, worker_silent: "/workers" }[one.kind];
   return html`<li class="alarm ${one.level}">${icon("dead")}<strong>${t(`alarm.${one.kind}`, values)}</strong>
     ${one.kind === "unserved" ? html`<span>${t("alarm.start")} <code>${one.detail}</code>${copy(one.detail, t("copy.command"))}</span>` : nothing}
-    ${one.kind === "broker_away" ? html`<span>${one.detail}</span>` : nothing}
+    ${one.kind === "broker_away" ? html`<span>${one.detail}: <code>zq status</code></span>` : nothing}
     ${link ? html`<a href=${link}>${t("look")}</a>` : nothing}</li>`;
 }
 
