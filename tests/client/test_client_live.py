@@ -19,6 +19,8 @@ from tests.waiting import wait_until
 from zq import AsyncClient, Client, JobRequest
 from zq.client import sync, verbs
 from zq.client.blocking import IN_FLIGHT_MAX
+from zq.client.connection import Connection
+from zq.client.link import ClientSocket
 from zq.config import ClientSection, Config
 from zq.exceptions import Conflict, Invalid, JobFailed, Refused, ResultTimeout, Unavailable
 from zq.protocol import limits
@@ -50,6 +52,27 @@ def test_a_job_is_submitted_seen_and_cancelled(live_broker: LiveBroker) -> None:
         assert client.retry([job.id])[0].state is State.READY
         assert client.workers() == []
         assert client.broker().accepting
+
+
+def test_an_answer_is_awaited_awake_only_where_no_other_thread_needs_the_interpreter(
+    live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[bool] = []
+    watch = Connection._watch
+
+    def noted(sock: ClientSocket, now_s: float) -> bool:
+        watched.append(watch(sock, now_s))
+        return watched[-1]
+
+    monkeypatch.setattr(Connection, "_watch", staticmethod(noted))
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # the test runner has threads of its own
+    with Client(live_broker.config) as client:
+        client.submit("m.f", queue="q")
+        assert watched
+        monkeypatch.setattr(threading, "active_count", lambda: 2)
+        before = len(watched)
+        client.submit("m.f", queue="q")
+        assert len(watched) == before
 
 
 def test_the_same_id_is_one_job_and_another_body_a_conflict(live_broker: LiveBroker) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import threading
 import time
 import types
 from collections import deque
@@ -17,6 +19,8 @@ from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
 
 FRAMES_PER_TURN: Final = 1000
 """After so many frames without an outcome the caller gets a word in between."""
+WATCH_S: Final = 0.000_3
+"""An answer that comes so soon finds the caller awake; to be woken up costs as much as a good part of the answer."""
 WAIT_S_MAX: Final = 1.0
 """A wait is cut into pieces of this, should a word of the descriptor ever be missed."""
 _POLLIN: Final = int(zmq.POLLIN)
@@ -106,10 +110,22 @@ class Connection:
                 poller.poll(left_ms)
         else:
             kinds = _POLLIN if self.flush() else _POLLIN | _POLLOUT
-            if zmq_poll([(self._socket, kinds)], int(left_ms)) and kinds == _POLLIN:
+            if kinds == _POLLIN and threading.active_count() == 1 and self._watch(self._socket, now_s):
+                self._receive(self._socket, time.monotonic())
+            elif zmq_poll([(self._socket, kinds)], int(left_ms)) and kinds == _POLLIN:
                 self._receive(self._socket, time.monotonic())
             else:
                 self.turn(time.monotonic())
+
+    @staticmethod
+    def _watch(sock: ClientSocket, now_s: float) -> bool:
+        """Look for the answer for a moment without going to sleep; whether something has come. Other processes may run
+        meanwhile, other threads of this one may not."""
+        while not cast(int, sock.getsockopt(zmq.EVENTS)) & _POLLIN:
+            if time.monotonic() - now_s >= WATCH_S:
+                return False
+            os.sched_yield()
+        return True
 
     def close(self) -> None:
         """Say BYE if a session stands. Blocks for at most `LINGER_MS` when the context is ended."""
