@@ -109,10 +109,11 @@ class Connection:
                 poller.register(self._fd, select.POLLIN)
                 poller.poll(left_ms)
         else:
-            kinds = _POLLIN if self.flush() else _POLLIN | _POLLOUT
-            if kinds == _POLLIN and threading.active_count() == 1 and self._watch(self._socket, now_s):
-                self._receive(self._socket, time.monotonic())
-            elif zmq_poll([(self._socket, kinds)], int(left_ms)) and kinds == _POLLIN:
+            sent = self.flush()
+            found: object = sent and threading.active_count() == 1 and self._watch(self._socket, now_s)
+            if not found:
+                found = zmq_poll([(self._socket, _POLLIN if sent else _POLLIN | _POLLOUT)], int(left_ms))
+            if found and sent:
                 self._receive(self._socket, time.monotonic())
             else:
                 self.turn(time.monotonic())
