@@ -246,13 +246,19 @@ class Ui:
         row = rows[self.chosen_index(rows, self.pane)]
         if isinstance(row, QueueRow):
             self.pane = Pane.JOBS
-            state = State.DEAD if not row.running and not row.ready and row.dead else self.query.state
-            return self._look(replace(self.query, queue=row.name, state=state))
+            return self._look(replace(self.query, queue=row.name, state=self._state_to_see(row)))
         if isinstance(row, JobRow):
             self.mode, self.opened, self.detail, self.why, self.scroll = Mode.DETAIL, row.id, None, None, 0
             return [Open(row.id)]
         self.say("a worker has no more to show")
         return []
+
+    def _state_to_see(self, row: QueueRow) -> State:
+        """The state that was chosen; where none was and nothing runs, the first that the queue has jobs in."""
+        if self.query.state is not State.RUNNING or row.running:
+            return self.query.state
+        there = ((State.READY, row.ready), (State.SCHEDULED, row.scheduled), (State.DEAD, row.dead))
+        return next((state for state, jobs in there if jobs), State.RUNNING)
 
     def _back(self, board: Board) -> list[Order]:
         if self.mode is Mode.HELP:

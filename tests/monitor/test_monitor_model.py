@@ -215,8 +215,9 @@ def test_a_selection_follows_its_row() -> None:
 
 
 def test_a_queue_opens_its_jobs_and_escape_shows_all_again() -> None:
-    shown, ui = seen(snap(0, queue("a", ready=1), queue("b", dead=2))), Ui()
-    assert press(ui, shown, "enter") == [Look(Query("a", State.RUNNING))]
+    shown, ui = seen(snap(0, queue("a", ready=1, dead=1), queue("b", dead=2))), Ui()
+    assert press(ui, shown, "enter") == [Look(Query("a", State.READY))]
+    assert press(ui, shown, "escape") == [Look(Query())]
     press(ui, shown, "1", "j")
     assert press(ui, shown, "enter") == [Look(Query("b", State.DEAD))]  # there is nothing else to see
     assert press(ui, shown, "escape") == [Look(Query())]
