@@ -8,12 +8,14 @@ parked one is let in. So a key that is full holds up nobody else, and ten millio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from zq.broker.book import Book
 from zq.broker.records import KEY_DIGEST_BYTES, Index, JobRow, key_digest
 from zq.protocol.job import State
 from zq.protocol.limits import CREDIT_MAX
 
+KEYS_PER_ROUND = 500
 _KEYS_REMEMBERED = 10_000
 _PAGE = 64
 
@@ -23,9 +25,11 @@ class Concurrency:
         self._book = book
         self._admitted: dict[str, int] = {}
         """Exact for each key in it; others are counted in the journal when they are first needed."""
-        self._free: set[str] = set(self._parked_on_disk())
-        """Keys that may have room for a parked job. At the start all that have one: the broker may have died between
-        the commit that made room and the one that would have let it in."""
+        self._free: set[str] = set()
+        """Keys that may have room for a parked job."""
+        self._unseen: Iterator[str] | None = self._parked_on_disk()
+        """At the start every key with a parked job may have: the broker may have died between the commit that made room
+        and the one that would have let it in. A few are looked at in each round, however many there are."""
         self._parked_now: set[str] = set()
         """Keys with jobs parked in this round: the journal does not show those yet."""
 
@@ -69,9 +73,14 @@ class Concurrency:
 
     def let_in(self) -> Iterator[JobRow]:
         """Admit parked jobs whose key has room now; each is to be put into its queue."""
-        for key in sorted(self._free):
+        keys, self._free = sorted(self._free), set()
+        if self._unseen is not None:
+            some = list(islice(self._unseen, KEYS_PER_ROUND))
+            keys += some
+            if len(some) < KEYS_PER_ROUND:
+                self._unseen = None
+        for key in keys:
             yield from self._let_in(key)
-        self._free.clear()
 
     def _let_in(self, key: str) -> Iterator[JobRow]:
         after = b""
@@ -92,7 +101,7 @@ class Concurrency:
         # Jobs that were parked while room was made in the same round were not seen by let_in.
         self._free |= self._parked_now
         self._parked_now.clear()
-        return bool(self._free)
+        return bool(self._free) or self._unseen is not None
 
     def holders(self, key: str, limit: int) -> list[bytes]:
         """Jobs that the key has admitted, as of the last commit."""

@@ -6,7 +6,7 @@ import pytest
 
 import zq.protocol.messages as m
 from tests.broker.harness import Harness, Worker, one
-from zq.broker import retention
+from zq.broker import concurrency, retention
 from zq.broker.core import Settings
 from zq.broker.lanes import AGEING_MS
 from zq.protocol.errors import Code
@@ -262,6 +262,28 @@ def test_a_job_parked_in_the_round_in_which_its_key_becomes_free_is_let_in(zq: H
     assert zq.core.wake_ms() <= zq.now_ms
     zq.round()
     assert names(worker) == ids("ab")
+
+
+def test_after_a_restart_keys_are_looked_at_a_few_in_each_round(zq: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker died between the commit that made room and the one that would have let somebody in."""
+    monkeypatch.setattr(concurrency, "KEYS_PER_ROUND", 2)
+    worker = zq.worker(slots=9)
+    for number in range(7):
+        zq.submit(f"first-{number}", concurrency_key=f"k{number}")
+        zq.submit(f"second-{number}", concurrency_key=f"k{number}")
+    with monkeypatch.context() as dies:
+        dies.setattr(concurrency.Concurrency, "let_in", lambda self: iter(()))
+        for lease in worker.leases():
+            worker.ack(lease)
+    assert len(worker.leases()) == 7
+    zq.restart()
+    let_in = []
+    while not let_in or zq.core.wake_ms() <= zq.now_ms:
+        zq.round()
+        let_in.append(sum(zq.row(job_id_from(f"second-{number}")).admitted for number in range(7)))
+    assert let_in == [2, 4, 6, 7]
+    again = zq.worker(slots=9)
+    assert len(again.leases()) == 7
 
 
 # ---------------------------------------------------------------------------------------------- key policies
