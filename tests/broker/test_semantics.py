@@ -282,8 +282,7 @@ def test_after_a_restart_keys_are_looked_at_a_few_in_each_round(zq: Harness, mon
         zq.round()
         let_in.append(sum(zq.row(job_id_from(f"second-{number}")).admitted for number in range(7)))
     assert let_in == [2, 4, 6, 7]
-    again = zq.worker(slots=9)
-    assert len(again.leases()) == 7
+    assert len(zq.worker("another", slots=9).leases()) == 7
 
 
 # ---------------------------------------------------------------------------------------------- key policies
