@@ -145,8 +145,10 @@ def decode_argv(ffmpeg: str, output: str, *, full: bool) -> list[str]:
     `full`: every picture and all sound. Else the key frames: what was copied bit for bit decodes as it did, if the
     decoder is the right one, and sound alone would take longer than all the rest of a merge.
     """
-    # Threads wait for the frames between: key frames alone take half the time with one.
-    pace = ("-threads", str(THREADS)) if full else ("-threads", "1", "-skip_frame:v", "nokey")
+    # Threads wait for the frames between: key frames alone take half the time with one. The loop filter smooths what
+    # was decoded for the eye, and cannot fail.
+    keys_only = ("-threads", "1", "-skip_frame:v", "nokey", "-skip_loop_filter:v", "all")
+    pace = ("-threads", str(THREADS)) if full else keys_only
     return [
         *(ffmpeg, *_COMMON, "-xerror", *pace, *_input(output), "-map", "0" if full else "0:v"),
         *("-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-f", "null", "-"),

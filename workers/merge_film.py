@@ -17,11 +17,11 @@ from zq.exams.segments import MergeRefused, Ordered
 from zq.exceptions import Retry
 from zq.workers import ffmpeg
 from zq.workers.ffmpeg import Sound
-from zq.workers.merge_files import Collected, join_run, link_run, open_regular
+from zq.workers.merge_files import Collected, Settling, join_run, link_run, open_regular
 from zq.workers.merge_media import Container, walk
 from zq.workers.merge_plan import Group, Plan, Run, group_runs, make_plan
 from zq.workers.merge_verify import OutputWrong, check_merge
-from zq.workers.probe import BadFile, Probe, probe
+from zq.workers.probe import BadFile, Probe, probe, scan
 
 LIST_NAME = "l.ffconcat"
 OUTPUT_FACTOR = 1.5
@@ -60,6 +60,8 @@ class Film:
     """A verified file in the work folder."""
 
     path: Path
+    size_bytes: int
+    sha256: str
     plan: Plan
     runs: int
     probe: Probe
@@ -91,23 +93,26 @@ class FilmMaker:
             ordered.gaps,
         )
         self._size_bytes = sum(collected[name].size_bytes for run in runs for name in run.segments)
-        names, gaps = self._lay_out(runs, collected, ordered.gaps)
-        probed = self._probe_runs(runs, names)
+        names, gaps, seams = self._lay_out(runs, collected, ordered.gaps)
+        probed = self._probe_runs(runs, names, seams)
         plan = make_plan(runs, probed.files)
         output = self.work / ("out" + plan.suffix)
         if plan.groups:
             self._make_parts(names, plan, output)
         else:
             self._copy(list(zip(names, plan.durations_s, strict=True)), output.name, plan.total_s, (30, 70))
-        merged = self._verify(output, probed, plan, runs)
-        return Film(output, plan, len(runs), merged, gaps, self._cost)
+        with Settling(output) as settling:
+            merged = self._verify(output, probed, plan, runs)
+            size_bytes, sha256 = settling.result()
+        return Film(output, size_bytes, sha256, plan, len(runs), merged, gaps, self._cost)
 
     def _lay_out(
         self, runs: Sequence[Run], collected: Mapping[str, Collected], missing: Mapping[str, str]
-    ) -> tuple[list[str], tuple[str, ...]]:
-        """Give each run a name of our own, its chunks joined and their seams checked; and a line for each gap."""
+    ) -> tuple[list[str], tuple[str, ...], dict[int, Sequence[int]]]:
+        """Give each run a name of our own, its chunks joined; a line for each gap; the seams of runs, by number."""
         names: list[str] = []
         gaps: list[str] = []
+        seams: dict[int, Sequence[int]] = {}
         for number, run in enumerate(runs):
             name = f"r{number:05d}.{run.container.value}"
             segments = [collected[s] for s in run.segments]
@@ -115,22 +120,28 @@ class FilmMaker:
             if len(segments) == 1:
                 link_run(self.folder, segments[0], self.work / name)
                 if run.container is Container.AVI:
-                    _check_seams(self.work / name, run, (0,))
+                    seams[number] = (0,)
             else:
                 joined = join_run(
                     self.folder, segments, self.work / name, after_gap=run.after_gap, container=run.container
                 )
-                _check_seams(self.work / name, run, joined.offsets)
+                seams[number] = joined.offsets
                 if joined.dropped_bytes:
                     gaps.append(f"{joined.dropped_bytes} bytes beside gaps left out")
             names.append(name)
             self._progress.at(10 + 5 * number / len(runs), "joining chunks")
-        return names, tuple(gaps)
+        return names, tuple(gaps), seams
 
-    def _probe_runs(self, runs: Sequence[Run], names: Sequence[str]) -> Probe:
+    def _probe_runs(self, runs: Sequence[Run], names: Sequence[str], seams: Mapping[int, Sequence[int]]) -> Probe:
+        """What is in the runs, and that every chunk continues the one before it."""
+
         def on_file(done: int) -> None:
             self._progress.at(15 + 15 * done / len(names), "probing")
 
+        if (found := scan(self.work, names, on_file)) is not None:
+            return found
+        for number, offsets in seams.items():
+            _check_seams(self.work / names[number], runs[number], offsets)
         try:
             return probe(self.job, self.work, names, self._size_bytes, on_file)
         except BadFile as bad:
@@ -167,9 +178,7 @@ class FilmMaker:
         (self.work / list_name).write_text(ffmpeg.concat_list(runs), encoding="ascii")
         return list_name
 
-    def _copy(
-        self, runs: Sequence[tuple[str, float]], output: str, total_s: float, share: tuple[float, float]
-    ) -> None:
+    def _copy(self, runs: Sequence[tuple[str, float]], output: str, total_s: float, share: tuple[float, float]) -> None:
         source = runs[0][0]
         if len(runs) > 1:
             (self.work / LIST_NAME).write_text(ffmpeg.concat_list(runs), encoding="ascii")
@@ -207,9 +216,7 @@ class FilmMaker:
             nice=10,
             idle_io=True,
         )
-        ended = self.job.run_process(
-            argv, cwd=self.work, env=ffmpeg.ENVIRONMENT, limits=limits, on_stdout_line=on_line
-        )
+        ended = self.job.run_process(argv, cwd=self.work, env=ffmpeg.ENVIRONMENT, limits=limits, on_stdout_line=on_line)
         self._cost.peak_memory_bytes = max(self._cost.peak_memory_bytes, ended.peak_memory_bytes)
         self._cost.cpu_s += ended.cpu_s
         return ended
@@ -217,7 +224,9 @@ class FilmMaker:
     def _verify(self, output: Path, probed: Probe, plan: Plan, runs: Sequence[Run]) -> Probe:
         self._progress.at(70, "verifying")
         try:
-            merged = probe(self.job, self.work, [output.name], output.stat().st_size)
+            merged = scan(self.work, [output.name])
+            if merged is None:
+                merged = probe(self.job, self.work, [output.name], output.stat().st_size)
         except BadFile as bad:
             raise OutputWrong(f"the merged file cannot be read: {bad.problem}") from None
         check_merge(probed, merged, plan, runs)

@@ -28,7 +28,6 @@ from zq.workers.merge_files import (
     Collected,
     SegmentChanged,
     collect,
-    hash_file,
     sweep_work_folders,
     work_folder,
 )
@@ -50,6 +49,8 @@ from zq.workers.merge_verify import duration_of
 log = logging.getLogger("zq.workers")
 
 PENDING_MARKER = "marker.json"
+PROGRESS_EVERY = 16
+"""Segments; each is read in less time than it takes to say so."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,8 @@ class _Merge:
     def _collect(self, segments: Sequence[Segment]) -> dict[str, Collected]:
         collected: dict[str, Collected] = {}
         for done, segment in enumerate(segments):
-            self.job.progress(10 * done / len(segments), 100, "reading segments")
+            if done % PROGRESS_EVERY == 0:
+                self.job.progress(10 * done / len(segments), 100, "reading segments")
             found = collect(self.request.folder / segment.name)
             if found.size_bytes == 0:
                 raise MergeRefused("empty_segment", "it has no bytes; upload it again", segment.name)
@@ -287,7 +289,6 @@ class _Merge:
         if earlier is not None and self._is_done(earlier, collected):
             return self._result(earlier, already=True)
         name = self._name(ordered.sessions[0][0], film.plan.suffix, earlier)
-        out_size_bytes, out_sha256 = hash_file(film.path)
         merged = film.probe.files[0]
         video = merged.of_type("video")
         marker = Marker(
@@ -296,8 +297,8 @@ class _Merge:
             exam_id=self.request.exam_id,
             student_id=self.request.student_id,
             output=name,
-            output_size_bytes=out_size_bytes,
-            output_sha256=out_sha256,
+            output_size_bytes=film.size_bytes,
+            output_sha256=film.sha256,
             duration_s=duration_of(merged),
             frames=video.packets if video else 0,
             strategy=film.plan.strategy,

@@ -1,24 +1,30 @@
 """What is in the runs of a recording and in the merged file: packet counts, hashes, times, parameters.
 
-The reading is done by `probe_child.py` in a process of its own with limits, for the bytes are hostile and PyAV is
-large. Here are its command, its limits and the bounded reading of its answers.
+What a browser records is read here (`scan`), by a reader of zq's own. Everything else is done by `probe_child.py` in a
+process of its own with limits, for the bytes are hostile and PyAV is large: here are its command, its limits and the
+bounded reading of its answers.
 """
 
 from __future__ import annotations
 
+import array
 import functools
+import hashlib
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
 
 from zq.context import JobContext, ProcessLimits, ProcessResult
 from zq.exams.segments import MergeRefused
+from zq.workers import webm_scan
+from zq.workers.merge_files import open_regular
 
 LIST_NAME = "probe.list"
 LINE_CHARS_MAX = 32_768
@@ -58,6 +64,8 @@ class StreamProbe(msgspec.Struct, frozen=True):
     sample_rate_hz: _Count = 0
     layout: _Text = ""
     parameter_sets: _Count = 0
+    last_s: float = 0.0
+    """Where the packet begins that ends last: how long a last picture is, WebM does not say."""
     byte_stream: bool = False
     """H.264 or HEVC with start codes, as in MPEG-TS and in Chromium's Matroska: a muxer frames it anew."""
 
@@ -77,6 +85,10 @@ class FileProbe(msgspec.Struct, frozen=True):
     def end_s(self) -> float:
         return max((s.end_s for s in self.streams if s.packets), default=0.0)
 
+    @property
+    def last_s(self) -> float:
+        return max((s.last_s for s in self.streams if s.packets), default=0.0)
+
     def of_type(self, kind: str) -> StreamProbe | None:
         return next((s for s in self.streams if s.type == kind), None)
 
@@ -90,6 +102,34 @@ class Probe(msgspec.Struct, frozen=True):
 
     files: tuple[FileProbe, ...]
     payload_sha256: dict[str, str]
+
+
+def scan(folder: Path, names: Sequence[str], on_file: Callable[[int], None] = lambda done: None) -> Probe | None:
+    """What `probe` would say, for files that are all a regular WebM; None if one of them is not, or cannot be read.
+
+    In this process and in Python: no decoder's library sees a byte, and every element is seen to be in its place.
+    """
+    totals: dict[str, tuple[Any, Any]] = {}
+
+    def take(track: webm_scan.Track) -> None:
+        total, lengths = totals.setdefault(track.described["type"], (hashlib.sha256(), hashlib.sha256()))
+        lengths.update(array.array("I", map(len, track.held)).tobytes())
+        total.update(b"".join(track.held))
+
+    files = []
+    for name in names:
+        if name.rpartition(".")[2] not in ("webm", "mkv"):
+            return None
+        try:
+            with open(open_regular(folder / name), "rb", buffering=0) as file:
+                tracks = webm_scan.scan(file.fileno(), os.fstat(file.fileno()).st_size, take)
+        except (webm_scan.Irregular, IndexError, MergeRefused, OSError):
+            return None
+        streams = tuple(StreamProbe(**track.described, **track.timing()) for track in tracks)
+        files.append(FileProbe(name, streams))
+        on_file(len(files))
+    hashes = {kind: hashlib.sha256(a.digest() + b.digest()).hexdigest() for kind, (a, b) in totals.items()}
+    return Probe(tuple(files), hashes)
 
 
 class ProbeFailed(Exception):

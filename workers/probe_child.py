@@ -159,6 +159,7 @@ class _Stream:
             "key_frames": self.key_frames,
             "first_s": first * self.scale,
             "end_s": end * self.scale,
+            "last_s": (self.last_end - self.last_duration) * self.scale,
             "rising": self.rising,
             "parameter_sets": len(self.parameter_sets),
         }

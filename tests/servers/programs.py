@@ -53,7 +53,8 @@ CHROMIUM = Program("chromium", ("chromium", "chromium-browser", "google-chrome")
 TIME = Program("time", ("time",), "the watchdog's figures against GNU time's", ("usr/bin",))
 STRACE = Program("strace", ("strace",), "what a crash leaves of the journal")
 IP = Program("iproute2", ("ip",), "workers on a second machine", SYSTEM)
-ALL = (POSTGRES, MARIADB, MARIADB_CLIENT, REDIS, CHROMIUM, TIME, STRACE, IP)
+FFMPEG = Program("ffmpeg", ("ffmpeg",), "merges with the distribution's own FFmpeg")
+ALL = (POSTGRES, MARIADB, MARIADB_CLIENT, REDIS, CHROMIUM, TIME, STRACE, IP, FFMPEG)
 
 CHINESE_FONT = "fonts-noto-cjk"
 """A package without a program: pictures of the page and of zq-top need its characters."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from zq.context import ProcessLimits, ProcessResult
 from zq.exams.segment_index import record_segment
 from zq.exams.segments import Segment
@@ -27,6 +29,9 @@ CASES: dict[str, dict[str, Any]] = {c["id"]: c for c in json.loads((MEDIA / "man
 MERGED = sorted(n for n, c in CASES.items() if c["expect"]["outcome"] == "merged")
 REFUSED = sorted(n for n, c in CASES.items() if c["expect"]["outcome"] == "refused")
 FFMPEGS = sorted({find_ffmpeg(environ={"PATH": os.environ["PATH"]}), find_ffmpeg(environ={"PATH": ""})})
+"""The distribution's and the wheel's: of other ages, and both must be right."""
+ONE_AND_LONG = [FFMPEGS[0], *(pytest.param(other, marks=pytest.mark.long) for other in FFMPEGS[1:])]
+"""The first every day, both in the long run."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.merge_recordings import CASES, FFMPEGS, MEDIA, Recording, lay_out, made, put, ticks
+from tests.workers.merge_recordings import CASES, MEDIA, ONE_AND_LONG, Recording, lay_out, made, put, ticks
 from zq.exams.segments import MergeRefused
 from zq.workers.merge_marker import read_marker
 from zq.workers.merge_media import Container
@@ -44,7 +44,7 @@ def test_a_chunk_missing_inside_a_run_is_reported_and_the_rest_is_there(tmp_path
     recording.assert_kept()
 
 
-@pytest.mark.parametrize("ffmpeg", FFMPEGS, ids=lambda p: Path(p).name)
+@pytest.mark.parametrize("ffmpeg", ONE_AND_LONG, ids=lambda p: Path(p).name)
 def test_a_whole_file_missing_among_whole_ones(tmp_path: Path, ffmpeg: str) -> None:
     recording = lay_out(tmp_path, "restart-vp8-opus", recorded=False)
     (recording.request.folder / "00002-1795449377844.webm").unlink()

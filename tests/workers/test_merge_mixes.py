@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.merge_recordings import FFMPEGS, MEDIA, Recording, made, packets, put, ticks
+from tests.workers.merge_recordings import MEDIA, ONE_AND_LONG, Recording, made, packets, put, ticks
 from zq.exams.segments import MergeRefused
 from zq.workers.merge_run import MergeResult
 
@@ -21,7 +21,7 @@ TICKS_OF_ONE = 100
 
 both = pytest.mark.parametrize(
     "ffmpeg",
-    [FFMPEGS[0], *(pytest.param(other, marks=pytest.mark.long) for other in FFMPEGS[1:])],
+    ONE_AND_LONG,
     ids=lambda p: Path(p).name,
 )
 """One of them in the everyday tests."""

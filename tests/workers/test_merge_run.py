@@ -22,8 +22,21 @@ from zq.exams.segments import MergeRefused
 STRATEGIES = {"resize-mid": "encode-picture", "audio-missing": "encode-sound"}
 
 
-@pytest.mark.parametrize("ffmpeg", FFMPEGS, ids=lambda p: Path(p).name)
-@pytest.mark.parametrize("case_id", MERGED)
+EVERYDAY = {"ts-vp8-opus", "restart-vp8-opus", "audio-missing"}
+"""With every FFmpeg, one of each way to merge; the other cases every day with the first, in the long run with all."""
+
+
+@pytest.mark.parametrize(
+    ("case_id", "ffmpeg"),
+    [
+        pytest.param(
+            case_id, ffmpeg, id=f"{case_id}-{Path(ffmpeg).name}",
+            marks=() if ffmpeg == FFMPEGS[0] or case_id in EVERYDAY else pytest.mark.long,
+        )
+        for case_id in MERGED
+        for ffmpeg in FFMPEGS
+    ],
+)  # fmt: skip
 def test_case_merges_whole_and_in_order(tmp_path: Path, case_id: str, ffmpeg: str) -> None:
     expect = CASES[case_id]["expect"]
     recording = lay_out(tmp_path, case_id)
