@@ -25,7 +25,8 @@ from zq.workers.channel import DOORBELL, TICKET
 
 EXIT_NONSENSE = 70
 """Exit code when the parent's words cannot be understood (EX_SOFTWARE in sysexits(3)): a defect of ours."""
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
+"""Beyond 128 KiB malloc(3) would ask the kernel for memory, and give it back, at every read."""
 
 
 class LineClosed(Exception):
@@ -217,6 +218,8 @@ class Line:
                     self._understand(channel.decode(channel.to_slot, body))
             except channel.ChannelError:
                 os._exit(EXIT_NONSENSE)
+            if len(data) < _READ_BYTES:
+                return
 
     def _leave(self) -> NoReturn:
         if self.tells_close:

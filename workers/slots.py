@@ -29,7 +29,7 @@ from zq.workers.sweep import MARKER, Marker, sweep_generation
 
 UNSENT_BYTES_MAX: Final = 8 << 20
 """What may wait for a slot that does not read; `Slot.send` refuses more."""
-_READ_BYTES: Final = 256 << 10
+_READ_BYTES: Final = 64 << 10
 _READS_MAX: Final = 8
 _CONTROL_BYTES: Final = 256 << 10
 _FDS_MAX: Final = 4
@@ -282,6 +282,8 @@ class Slot:
             except channel.ChannelError as error:
                 self.end(0.0, f"it sent what cannot be understood: {error}")
                 self._hang_up()
+                break
+            if len(data) < _READ_BYTES:
                 break
         return events
 
