@@ -93,6 +93,8 @@ class BucketRecordings:
             return True
         try:
             return any(True for _ in self._items(exam_id, student_id))
+        except MergeRefused:
+            return True  # it is the merge that says what is wrong with it
         except ExamError as error:
             self._away_until_s = time.monotonic() + AWAY_S
             _log.warning("whether student %s in exam %s has segments cannot be told: %s", student_id, exam_id, error)
@@ -102,7 +104,7 @@ class BucketRecordings:
         """See `Recordings`."""
         try:
             return [item.size_bytes for _, item in self._items(exam_id, student_id)]
-        except ExamError:
+        except (ExamError, MergeRefused):
             return None
 
     def change_mark(self, exam_id: str, student_id: str) -> object:

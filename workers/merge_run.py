@@ -27,7 +27,7 @@ from zq.exceptions import Retry
 from zq.workers.merge_files import (
     Collected,
     SegmentChanged,
-    collect,
+    collect_all,
     sweep_work_folders,
     work_folder,
 )
@@ -250,10 +250,10 @@ class _Merge:
 
     def _collect(self, segments: Sequence[Segment]) -> dict[str, Collected]:
         collected: dict[str, Collected] = {}
-        for done, segment in enumerate(segments):
+        paths = [self.request.folder / segment.name for segment in segments]
+        for done, (segment, found) in enumerate(zip(segments, collect_all(paths), strict=True)):
             if done % PROGRESS_EVERY == 0:
                 self.job.progress(10 * done / len(segments), 100, "reading segments")
-            found = collect(self.request.folder / segment.name)
             if found.size_bytes == 0:
                 raise MergeRefused("empty_segment", "it has no bytes; upload it again", segment.name)
             for what, said, is_now in (

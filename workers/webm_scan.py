@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import operator
 import os
+import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -25,9 +26,11 @@ TRACKS_MAX = 8
 MOMENT_MS_MAX = 1 << 40
 _HEAD_MAX = 12
 _EBML, _SEGMENT, _CLUSTER, _TRACKS, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1549A966
-_BESIDE = frozenset({0x114D9B74, 0x1C53BB6B, 0x1254C367, 0xEC})
+_VOID = 0xEC
+_BESIDE = frozenset({0x114D9B74, 0x1C53BB6B, 0x1254C367, _VOID})
 """SeekHead, Cues, Tags, Void: nothing in them matters here."""
-_KEY = 0x80
+_KEY, _LACED = 0x80, 0x06
+_SHORT_BLOCK, _LONG_BLOCK = struct.Struct(">BBBhB").unpack_from, struct.Struct(">BHBhB").unpack_from
 _FIRST = operator.itemgetter(0)
 _TIMESTAMP, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xE7, 0xA3, 0xA0, 0xA1
 _IN_CLUSTER_BESIDE = frozenset({0xA7, 0xAB, 0xEC})
@@ -289,67 +292,64 @@ class _Scanner:
         The blocks of a recorder's hour are a quarter of a million: this loop is where the time goes.
         """
         window, start, limit = self.window, self.start, len(self.window)
-        tracks = self.tracks
         cluster_ms = -1
+        tracks: dict[int, Track] = {}  # none before the cluster has said its time
         while offset < end:
             at = offset - start
             if at + _HEAD_MAX > limit:
                 window = self.look(offset, min(WINDOW_BYTES, self.size_bytes - offset))
                 start, limit, at = offset, len(window), 0
-            first = window[at + 1] if at + _HEAD_MAX <= limit and window[at] == _SIMPLE_BLOCK else 0
-            if first >= 0x80:
-                ident, length, width = _SIMPLE_BLOCK, first & 0x7F, 2
-            elif first >= 0x40:
-                ident, length, width = _SIMPLE_BLOCK, (first & 0x3F) << 8 | window[at + 2], 3
-            elif first >= 0x20:
-                ident, length, width = _SIMPLE_BLOCK, (first & 0x1F) << 16 | window[at + 2] << 8 | window[at + 3], 4
-            else:
-                ident, length, width = _element(window, at)
-                if ident == _CLUSTER or (open_end and (ident in _BESIDE)):
-                    if not open_end or ident == 0xEC:
-                        _no("a cluster inside of another")
-                    return offset
-            body = at + width
-            if offset + width + length > end:
+            if at + _HEAD_MAX <= limit and window[at] == _SIMPLE_BLOCK and window[at + 1] >= 0x40:
+                # The size is one byte or two; then a byte of track, two of time, one of flags.
+                if window[at + 1] >= 0x80:
+                    _, length, number, relative, flags = _SHORT_BLOCK(window, at)
+                    begin, stop = at + 6, at + 2 + (length & 0x7F)
+                else:
+                    _, length, number, relative, flags = _LONG_BLOCK(window, at)
+                    begin, stop = at + 7, at + 3 + (length & 0x3FFF)
+                track = tracks.get(number)
+                if begin < stop <= limit and start + stop <= end and track is not None and not flags & _LACED:
+                    track.times.append(cluster_ms + relative)
+                    track.flags.append(flags)
+                    track.held.append(window[begin:stop])
+                    offset = start + stop
+                    continue
+            ident, length, width = _element(window, at)
+            if open_end and (ident == _CLUSTER or (ident in _BESIDE and ident != _VOID)):
+                return offset
+            if offset + width + length > end or length > ELEMENT_BYTES_MAX:
                 _no("cut")
-            if body + length > limit:
-                if length > ELEMENT_BYTES_MAX:
-                    _no("a long element")
+            if at + width + length > limit:
                 window = self.look(offset, max(width + length, min(WINDOW_BYTES, self.size_bytes - offset)))
-                start, limit, body = offset, len(window), width
-            if ident == _SIMPLE_BLOCK:
-                # One byte of track, two of time, one of flags: any other form is not written by anybody we know.
-                flags = window[body + 3]
-                track = tracks.get(window[body])
-                if track is None or length < 5 or flags & 0x06 or cluster_ms < 0:
-                    _no("a block of another form")
-                relative = window[body + 1] << 8 | window[body + 2]
-                track.times.append(cluster_ms + (relative if relative < 0x8000 else relative - 0x10000))
-                track.flags.append(flags)
-                track.held.append(window[body + 4 : body + length])
-            elif ident == _TIMESTAMP:
-                cluster_ms = int.from_bytes(window[body : body + length], "big")
-                if cluster_ms > MOMENT_MS_MAX:
+                start, limit, at = offset, len(window), 0
+            content = window[at + width : at + width + length]
+            if ident == _TIMESTAMP:
+                cluster_ms = int.from_bytes(content[:8], "big")
+                if length > 8 or cluster_ms > MOMENT_MS_MAX:
                     _no("a moment in another age")
+                tracks = self.tracks
+            elif ident == _SIMPLE_BLOCK:
+                self.block(content, cluster_ms, None, key=len(content) > 3 and content[3] >= _KEY)
             elif ident == _BLOCK_GROUP:
-                self.group(window[body : body + length], cluster_ms)
+                self.group(content, cluster_ms)
             elif ident not in _IN_CLUSTER_BESIDE:
                 _no("an element that is not known in a cluster")
             offset += width + length
         return offset
 
+    def block(self, content: bytes, cluster_ms: int, duration: int | None, *, key: bool) -> None:
+        track = self.tracks.get(content[0]) if len(content) > 4 else None
+        if track is None or content[3] & _LACED or cluster_ms < 0:
+            _no("a block of another form")
+        track.add(content[4:], cluster_ms + int.from_bytes(content[1:3], "big", signed=True), duration, key=key)
+
     def group(self, content: bytes, cluster_ms: int) -> None:
         fields = _elements(content)
-        if cluster_ms < 0 or len(dict(fields)) != len(fields) or not {ident for ident, _ in fields} <= _IN_GROUP:
-            _no("a group of another form")
         found = dict(fields)
-        block = found.get(_BLOCK, b"")
-        track = self.tracks.get(block[0]) if len(block) > 4 else None
-        if track is None or block[3] & 0x06:
-            _no("a block of another form")
-        relative = int.from_bytes(block[1:3], "big", signed=True)
+        if len(found) != len(fields) or not set(found) <= _IN_GROUP:
+            _no("a group of another form")
         duration = int.from_bytes(found[0x9B], "big") if 0x9B in found else None
-        track.add(block[4:], cluster_ms + relative, duration, key=0xFB not in found)
+        self.block(found.get(_BLOCK, b""), cluster_ms, duration, key=0xFB not in found)
 
 
 def _track(content: bytes) -> tuple[int, Track]:

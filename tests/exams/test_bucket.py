@@ -113,6 +113,12 @@ def test_what_others_put_there_is_taken_by_its_name(place: BucketRecordings) -> 
     place.bucket.put(f"{folder}/3=20x.webm", b"x")
     with pytest.raises(MergeRefused, match="two objects"):
         place.listing("e1", "s1")
+    place.bucket.delete(f"{folder}/3=20x.webm")
+    place.bucket.put(f"{folder}/=00.webm", b"x")
+    with pytest.raises(MergeRefused, match="NUL"):
+        place.listing("e1", "s1")
+    assert place.has_segments("e1", "s1"), "the merge says what is wrong"
+    assert place.segment_sizes("e1", "s1") is None
 
 
 def test_a_video_is_read_in_ranges(place: BucketRecordings) -> None:
