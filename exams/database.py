@@ -7,7 +7,7 @@ import sqlite3
 import time
 import zoneinfo
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,10 +224,15 @@ def _hear_notices(connection: Any, record: Any) -> None:
 
 
 def _make_file(path: Path) -> None:
-    """Readable by its owner alone: it holds names. SQLite gives its side files the same mode."""
+    """Readable by its owner alone: it holds names. SQLite gives its side files the same mode.
+
+    A file that is there is not opened: closing it would take away the locks that this process's other connections have
+    on it. Another process would then find itself alone, and delete the log that these connections go on writing to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise ExamError("unavailable", f"the exam database {path} cannot be opened: {error.strerror}") from None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,23 @@ def test_settings_of_sqlite(store: ExamStore, tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
     assert stat.S_IMODE((tmp_path / "data" / "exams.db").stat().st_mode) == 0o600
+
+
+def test_another_opening_in_this_process_takes_no_lock_away(store: ExamStore, url: str, tmp_path: Path) -> None:
+    """A second opening in this process must not take away the locks of the first: another process that comes and goes
+    would delete the log to which the first goes on writing."""
+    ids = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); print(*c.execute('SELECT id FROM exams')); c.close()"
+
+    def seen() -> str:
+        ask = [sys.executable, "-c", ids, str(tmp_path / "data" / "exams.db")]
+        return subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+
+    with_student(store)
+    assert "e1" in seen()
+    ExamStore(url, "UTC").close()
+    assert "e1" in seen()
+    store.create_exam("e2", "x", START, END, now_ms=NOW_MS)
+    assert "e2" in seen()
 
 
 def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
