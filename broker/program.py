@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import os
@@ -26,6 +27,8 @@ FILES_MAX = 65_536
 """Each connection is an open file; a process is often given 1024."""
 LIBZMQ_LEAST = (4, 3, 5)
 """Older ones can be crashed or taken over by who connects (CVE-2019-13132, CVE-2020-15166, CVE-2021-20234 and more)."""
+EXIT_DEFECT = 70
+"""EX_SOFTWARE of sysexits(3)."""
 _UNREADABLE = (lmdb.Error, *UNREADABLE)
 """What reading the journal raises when its bytes are not what was written. Frames of peers raise neither here."""
 
@@ -53,12 +56,15 @@ def run(config_path: str | None = None) -> NoReturn:
     log.info("the broker accepts jobs", extra={"address": server.address, "epoch": server.core.epoch})
     try:
         code = server.run()
-    except MemoryError:
-        # A decision may have been left half made: not one more word, and the next start reads what is on disk.
+    except Exception as error:
+        # A decision may be half made, or half a message be with libzmq: not one more word, and the next start reads
+        # what is on disk.
         unbound()
-        _end_at_once(EXIT_MEMORY, "broker.memory_limit_mib is reached; the broker ends at once")
-    except _UNREADABLE:
-        _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")
+        if isinstance(error, MemoryError) or (isinstance(error, zmq.ZMQError) and error.errno == errno.ENOMEM):
+            _end_at_once(EXIT_MEMORY, "broker.memory_limit_mib is reached; the broker ends at once")
+        if isinstance(error, _UNREADABLE):
+            _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")
+        _end_at_once(EXIT_DEFECT, "a defect, of the broker or of its journal (zq journal check); it ends at once")
     log.info("the broker has stopped")
     sys.exit(code)
 

@@ -47,6 +47,8 @@ ROUND_MESSAGES = 1000
 """Messages of one round: bounds a batch, and with it the time of a commit and of an answer."""
 ROUND_BYTES = 32 << 20
 """Their size, but for the last one's: a batch is several times as large in memory."""
+ANSWERS_UNREAD_MAX = 1000
+"""Of one peer; its session is over then. As many of the largest are half of the memory limit."""
 LOOK_AROUND_MS = 1000
 WATCH_S = 0.000_2
 """Before the thread goes to sleep after a change, and instead of the last moments of a sleep until something is due: to
@@ -95,7 +97,7 @@ class Server:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         guard(router)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.SNDHWM, 10_000)
+        router.setsockopt(zmq.SNDHWM, ANSWERS_UNREAD_MAX)
         router.setsockopt(zmq.LINGER, 1000)
         router.setsockopt(zmq.BACKLOG, 1024)
         router.setsockopt(zmq.HANDSHAKE_IVL, 5000)

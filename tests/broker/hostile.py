@@ -27,6 +27,12 @@ def more(size_bytes: int) -> bytes:
     return head + bytes(size_bytes)
 
 
+def last(frame: bytes) -> bytes:
+    """A whole message, or the last frame of one."""
+    head = bytes((0, len(frame))) if len(frame) < 256 else b"\x02" + struct.pack(">Q", len(frame))
+    return head + frame
+
+
 def _read(peer: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:

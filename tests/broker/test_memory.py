@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import zq.protocol.messages as m
 from tests.broker.hostile import connect as connect_raw
-from tests.broker.hostile import more
+from tests.broker.hostile import last, more
 from tests.broker.process import Broker, Connect, job, running
 from tests.waiting import wait_until
 from zq.broker import memory
-from zq.protocol.job import job_id_from
-from zq.protocol.messages import ReceiptStatus
+from zq.broker.server import ANSWERS_UNREAD_MAX
+from zq.protocol import codec
+from zq.protocol.errors import Code
+from zq.protocol.job import State, job_id_from
+from zq.protocol.messages import ReceiptStatus, Role
 
 MIB = 1 << 20
 LIMIT_MIB = 128
@@ -60,6 +64,24 @@ def test_a_message_that_never_ends_costs_its_sender_the_connection(tmp_path: Pat
         receipts = peer.ask(m.Submit(session, 2, [job("after", arguments=bytes(200_000))])).receipts
         assert receipts[0].status is ReceiptStatus.ACCEPTED, "another peer's session has gone on"
         assert peer.ask(m.AskJob(session, 3, job_id_from("before"))).job.queue == "q"
+
+
+def test_who_asks_for_much_and_reads_nothing_loses_its_session_and_nobody_else_does(
+    tmp_path: Path, connect: Connect
+) -> None:
+    broker = Broker(tmp_path / "data")
+    with running(broker), ExitStack() as stack:
+        peer = connect(broker.address)
+        session = peer.hello().session
+        deaf = stack.enter_context(connect_raw(broker.address))
+        specs = [job(str(number), arguments=bytes(100_000)) for number in range(6)]
+        peer.ask(m.Submit(session, 1, specs))
+        question = codec.encode(m.AskJobs(session + 1, 1, "q", State.READY, b"", 1000, True))
+        deaf.sendall(last(codec.encode(m.Hello(1, 1, Role.MONITOR, "deaf", bytes(16)))))
+        for _ in range(3 * ANSWERS_UNREAD_MAX):
+            deaf.sendall(last(question))
+        wait_until(lambda: peer.ask(m.AskBroker(session, 2)).refused.get(Code.UNKNOWN_SESSION, 0) > 0)
+        assert peer.ask(m.AskJob(session, 3, job_id_from("0"))).job.queue == "q"
 
 
 @pytest.mark.long

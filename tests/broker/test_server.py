@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +63,14 @@ def test_it_may_have_more_connections_than_it_was_started_with(tmp_path: Path, c
     finally:
         code, log = broker.end(signal.SIGTERM)
     assert code == 0, log
+
+
+def test_a_defect_ends_the_broker_at_once(tmp_path: Path) -> None:
+    broken = "from zq.broker import core, program; core.Core.advance = lambda self, now_ms: 1 // 0; program.run()"
+    environment = Broker(tmp_path / "data").environment
+    ended = subprocess.run([sys.executable, "-c", broken], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == program.EXIT_DEFECT
+    assert "ZeroDivisionError" in ended.stderr
 
 
 def test_a_libzmq_that_is_not_safe_is_refused(
