@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def test_of_what_ffmpeg_made(tmp_path: Path, options: tuple[str, ...]) -> None:
 )
 def test_what_it_leaves_to_pyav(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert quick(made(MEDIA / "restart-vp8-opus" / "00001.webm", tmp_path / "x.webm", *options)) is None
+
+
+def test_what_goes_back_in_time_is_left_to_pyav(tmp_path: Path) -> None:
+    options = ("-c", "copy", "-live", "1", "-cluster_time_limit", "300")
+    film = made(MEDIA / "restart-vp8-opus" / "00001.webm", tmp_path / "x.webm", *options)
+    clusters = [place.start() for place in re.finditer(re.escape(b"\x1f\x43\xb6\x75"), film)]
+    assert quick(film) is not None
+    twice = film[: clusters[2]] + film[clusters[1] :]
+    assert quick(twice) is None
+    assert not all(stream["rising"] for stream in by_pyav(twice)[0])
 
 
 @pytest.mark.parametrize("seed", range(40))
