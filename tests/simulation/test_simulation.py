@@ -9,11 +9,18 @@ import pytest
 
 from tests.simulation.faults import ALL_FAULTS, RUIN, Faults
 from tests.simulation.world import World
+from zq.broker.window import Window
 from zq.protocol.job import State
 
 FAILED_BEFORE: list[int] = []
 MILLION_EVENTS = int(os.environ.get("ZQ_SIMULATION_EVENTS", "5000000"))
 SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "40"))
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that most of what waits is on disk only, as with a large backlog."""
+    monkeypatch.setattr(Window, "SIZE", 2)
 
 
 def play(world: World, limit_ms: int = 120_000) -> None:
