@@ -103,7 +103,8 @@ def bounded(text: str, chars_max: int = limits.ERROR_CHARS_MAX) -> str:
 
 
 def end_left_behind(assignment: Assignment | None) -> None:
-    """Reap what has ended below this slot and end what has not: a job's processes end with the job."""
+    """Reap what has ended below this slot and end what has not: a job's processes end with the job, and its alarm."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     until_s = time.monotonic() + _LEFT_BEHIND_S
     ended = 0
     while _has_children_after_reaping() and time.monotonic() < until_s:

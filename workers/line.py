@@ -84,9 +84,13 @@ class Line:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """In a process that the task has forked: it must neither hold the channel nor speak on it."""
-        self._sock.close()
-        os.close(self._tickets)
+        """In a process that the task has forked: it must neither hold the channel nor speak on it. Again in one that
+        such a process forks, where the numbers may be those of its own files.
+        """
+        if self._tickets >= 0:
+            self._sock.close()
+            os.close(self._tickets)
+            self._tickets = -1
 
     # ------------------------------------------------------------------------------------------- the task's time
 
@@ -95,8 +99,9 @@ class Line:
         self._soft_reason = None
         self._soft_told = False
         self._answers.clear()
-        # Again for each job: the last task may have taken the signal for itself.
+        # Again for each job: the last task may have taken the signal for itself, or blocked signals.
         signal.signal(DOORBELL, self._on_doorbell)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._current_seq = seq
 
     def end(self) -> None:

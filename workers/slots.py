@@ -226,6 +226,7 @@ class Slot:
         self.fault = self.fault or reason
         self.end_by_s = time.monotonic() + grace_s + 2 * STUCK_AFTER_S + _KEEPER_SLACK_S
         self._keeper.tell(channel.EndSlot(self.number, grace_s))
+        self._keeper.wake()
 
     # ------------------------------------------------------------------------------------- for the keeper's handle
 
@@ -477,6 +478,11 @@ class Keeper:
     def tell(self, message: channel.ToKeeperMessage) -> None:
         self._commands.append(channel.encode(message))
         self._flush_commands()
+
+    def wake(self) -> None:
+        """A task may have stopped the keeper."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
 
     def _flush_commands(self) -> None:
         """Hand over what the keeper takes now; while it still imports the task modules that may be less than all."""

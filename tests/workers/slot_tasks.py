@@ -411,6 +411,34 @@ def close_all() -> None:
 
 
 @task
+def block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+@task
+def leave_an_alarm() -> float:
+    """What an earlier one has left of its own."""
+    return signal.setitimer(signal.ITIMER_REAL, 600)[0]
+
+
+@task
+def fork_twice() -> str:
+    """The child opens files, its child must have them, too."""
+    pid = os.fork()
+    if pid == 0:
+        files = [os.open(os.devnull, os.O_WRONLY) for _ in range(4)]
+        inner = os.fork()
+        if inner:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
+        try:
+            for fd in files:
+                os.write(fd, b"x")
+        finally:
+            os._exit(0 if sys.exception() is None else 9)
+    return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+@task
 def wander(folder: str) -> str:
     here = os.getcwd()
     os.chdir(folder)

@@ -137,9 +137,20 @@ def test_keeper_killed_takes_all_with_it_and_is_told(tmp_path: Path, task: str) 
         assert driver.keeper.slots == ()
 
 
-def test_stopped_keeper_is_replaced_not_waited_for(
+def test_keeper_that_a_task_has_stopped_goes_on_when_it_is_needed(driver: Driver, tmp_path: Path) -> None:
+    driver.start("start_long_children", str(tmp_path / "stands"))
+    pids = pids_in(tmp_path / "stands")
+    os.kill(driver.keeper.pid, signal.SIGSTOP)
+    driver.slot.end(0.1)
+    driver.until(slots.Ended, within_s=2.0)
+    wait_gone(pids, 0.1)
+    assert driver.value("echo", slot=driver.open()) == [[], {}]
+
+
+def test_keeper_that_hangs_is_replaced_not_waited_for(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slots.Keeper, "wake", lambda _keeper: None)
     monkeypatch.setattr("zq.workers.slots.STUCK_AFTER_S", 0.1)
     monkeypatch.setattr("zq.workers.slots._KEEPER_SLACK_S", 0.1)
     driver.start("start_long_children", str(tmp_path / "stands"))

@@ -159,6 +159,14 @@ def test_soft_limit_of_an_ended_attempt_hits_no_other(shared: Driver, tmp_path: 
     assert shared.result(second.seq).result.endswith(b"told: real")
 
 
+def test_soft_limit_is_heard_though_the_task_before_has_blocked_every_signal(shared: Driver, tmp_path: Path) -> None:
+    shared.run("block_signals")
+    seq = shared.start("sleep_python", str(tmp_path / "stands"))
+    wait_until((tmp_path / "stands").exists)
+    shared.slot.soft_limit("now")
+    assert shared.result(seq).result.endswith(b"told: now")
+
+
 def test_soft_limit_gives_the_program_term_first_and_time_to_clean_up(shared: Driver, tmp_path: Path) -> None:
     seq = shared.start("run_told", str(tmp_path / "stands"), ["true"])
     wait_until((tmp_path / "stands").exists)
@@ -358,6 +366,15 @@ def test_callback_that_raises_ends_the_program(shared: Driver, tmp_path: Path) -
 def test_what_a_task_leaves_running_ends_with_its_job(shared: Driver, tmp_path: Path) -> None:
     assert shared.value("daemonize", str(tmp_path / "stands"), False) == "left"
     assert not any(is_running(pid) for pid in pids_in(tmp_path / "stands"))
+
+
+def test_an_alarm_ends_with_the_job_that_set_it(shared: Driver) -> None:
+    assert shared.value("leave_an_alarm") == 0
+    assert shared.value("leave_an_alarm") == 0
+
+
+def test_a_fork_of_a_fork_keeps_its_files(shared: Driver) -> None:
+    assert shared.value("fork_twice") == "0"
 
 
 def test_fork_that_returns_from_the_task_is_no_slot(capfd: pytest.CaptureFixture[str]) -> None:
