@@ -77,6 +77,14 @@ class Bucket:
             for page in obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
                 yield from map(_item, page)
 
+    def folders(self, prefix: str) -> set[str]:
+        """What stands between `prefix`/ and the next slash of all keys that have one there."""
+        import obstore
+
+        with self._errors("list"):
+            found = obstore.list_with_delimiter(self._store, prefix=prefix)["common_prefixes"]
+            return {str(name).rpartition("/")[2] for name in found}
+
     def head(self, key: str) -> Item | None:
         import obstore
 

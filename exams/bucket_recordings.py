@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from zq.config import Config
 from zq.exams import bucket_keys as keys
+from zq.exams import names
 from zq.exams.bucket import ALONE_BYTES_MAX, PART_BYTES, Bucket, Item, ObjectChanged
 from zq.exams.errors import ExamError
 from zq.exams.recording_place import Received, StoredSegment, name_taken
@@ -30,6 +31,7 @@ _log = logging.getLogger("zq.exams")
 
 MARK_S = 10.0
 """So long a count of segments is taken for the present one: asking again is a request to the bucket."""
+LATELY_S = 3.0
 AWAY_S = 15.0
 """So long a bucket that did not answer is not asked whether there are segments."""
 
@@ -51,6 +53,7 @@ class BucketRecordings:
         self._spool = spool
         self._zone = zone_of(time_zone)
         self._away_until_s = 0.0
+        self._lately: tuple[float, str, set[str]] = (-LATELY_S, "", set())
 
     def open_segment(
         self,
@@ -99,6 +102,19 @@ class BucketRecordings:
             self._away_until_s = time.monotonic() + AWAY_S
             _log.warning("whether student %s in exam %s has segments cannot be told: %s", student_id, exam_id, error)
             return True
+
+    def had_segments(self, exam_id: str, student_id: str) -> bool:
+        """See `Recordings`: one listing for all students of an exam; one for each would take a minute at its end."""
+        if time.monotonic() < self._away_until_s:
+            return True
+        at_s, exam, students = self._lately
+        if exam != exam_id or time.monotonic() - at_s > LATELY_S:
+            try:
+                students = self.bucket.folders(keys.recordings(exam_id))
+            except ExamError:
+                return self.has_segments(exam_id, student_id)
+            self._lately = (time.monotonic(), exam_id, students)
+        return names.student_id(student_id) in students
 
     def segment_sizes(self, exam_id: str, student_id: str) -> list[int] | None:
         """See `Recordings`."""

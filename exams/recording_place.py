@@ -107,6 +107,10 @@ class Recordings(Protocol):
         """Whether there is anything that the merge would read; True as well if that cannot be told."""
         ...
 
+    def had_segments(self, exam_id: str, student_id: str) -> bool:
+        """As `has_segments`, for many students of an exam in a row: what came in the last seconds may be missed."""
+        ...
+
     def segment_sizes(self, exam_id: str, student_id: str) -> list[int] | None:
         """In bytes, of every segment; None if it cannot be told."""
         ...

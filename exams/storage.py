@@ -143,6 +143,10 @@ class RecordingStorage:
         finally:
             os.close(folder)
 
+    def had_segments(self, exam_id: str, student_id: str) -> bool:
+        """See `Recordings`. A folder can be asked at any time."""
+        return self.has_segments(exam_id, student_id)
+
     def open_video(self, exam_id: str, video: str) -> FolderVideo:
         """The merged video of this name, open for reading; the caller closes it.
 

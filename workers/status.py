@@ -92,7 +92,7 @@ def check_exams(look_back: bool = False) -> dict[str, Any]:
         slot.store,
         now_ms,
         slot.config.exams.offline_after_s,
-        has_segments=slot.storage.has_segments,
+        has_segments=slot.storage.had_segments,
         presence=slot.presence,
         look_back_ms=slot.look_back_ms(now_ms, look_back),
     )

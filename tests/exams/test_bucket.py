@@ -67,6 +67,25 @@ def test_what_was_stored_is_listed_with_what_was_said(place: BucketRecordings, t
     assert not any(path.is_file() for path in tmp_path.rglob("*")), "nothing stays on the way"
 
 
+def test_who_of_an_exam_has_segments_is_asked_once(place: BucketRecordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(place, b"one")
+    place.bucket.put(keys.video("e1", "s2_x.webm"), b"a video is no segment")
+    asked: list[str] = []
+    real = place.bucket.folders
+
+    def folders(prefix: str) -> set[str]:
+        asked.append(prefix)
+        return real(prefix)
+
+    monkeypatch.setattr(place.bucket, "folders", folders)
+    assert [place.had_segments("e1", f"s{n}") for n in range(50)] == [n == 1 for n in range(50)]
+    assert asked == ["e1/recordings"]
+    assert not place.had_segments("e2", "s1")
+    monkeypatch.setattr("zq.exams.bucket_recordings.LATELY_S", -1.0)
+    put(place, b"two", "2.webm")
+    assert place.had_segments("e1", "s1")
+
+
 def test_again_with_the_same_bytes_is_fine_with_others_a_conflict(place: BucketRecordings) -> None:
     assert put(place, b"one", mtime_ms=5)
     assert not put(place, b"one", mtime_ms=9)
@@ -155,7 +174,9 @@ def test_a_bucket_that_is_away_is_unavailable(tmp_path: Path, monkeypatch: pytes
         "unavailable", True, False,
     )  # fmt: skip
     assert place.segment_sizes("e1", "s1") is None
+    assert place.had_segments("e1", "s1")
     assert place.has_segments("e1", "s1"), "the merge is to say why"
+    assert place.had_segments("e1", "s1")
 
 
 def test_without_the_bucket_or_the_right_to_it(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
