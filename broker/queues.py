@@ -96,7 +96,7 @@ class Queue:
         self._turn.append(session)
         if self.settings.rate_per_s:
             base_ms = max(self.next_dispatch_ms, now_ms - BURST_MS)
-            self.next_dispatch_ms = base_ms + 1000 / self.settings.rate_per_s
+            self.next_dispatch_ms = base_ms + min(1000 / self.settings.rate_per_s, limits.DURATION_MS_MAX - 1)
 
     # ------------------------------------------------------------------------------------------ consumers
 

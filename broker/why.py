@@ -9,6 +9,7 @@ from zq.broker.queues import Queue
 from zq.broker.records import JobRow
 from zq.broker.sessions import Session
 from zq.broker.waiting import WaitingRoom
+from zq.protocol import limits
 from zq.protocol.job import State, format_id
 from zq.protocol.messages import WhyReason
 
@@ -18,7 +19,7 @@ _HOLDERS_MAX = 16
 def why(request: int, row: JobRow, room: WaitingRoom, lease: Lease | None, now_ms: int) -> m.Why:
     """`lease`: the job's, if it runs."""
     reason, text, holders, wait_ms = _why(row, room, lease, now_ms)
-    return m.Why(request, reason, text, holders, wait_ms)
+    return m.Why(request, reason, text, holders, min(wait_ms, limits.DURATION_MS_MAX))
 
 
 def _why(

@@ -9,6 +9,7 @@ from tests.broker.harness import Harness, Worker, one
 from zq.broker import concurrency, retention
 from zq.broker.core import Settings
 from zq.broker.lanes import AGEING_MS
+from zq.protocol import codec
 from zq.protocol.errors import Code
 from zq.protocol.job import Cause, JobSpec, KeyPolicy, Outcome, State, encode_spec, job_id_from
 from zq.protocol.messages import ReceiptStatus, WhyReason
@@ -94,6 +95,19 @@ def test_a_queue_that_is_full_refuses_with_a_time_to_come_again(zq: Harness) -> 
     worker = zq.worker()
     worker.ack(worker.lease())
     assert zq.submit_receipt("c").status is ReceiptStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("rate_per_s", [1e-12, 1e-300, 5e-324])
+def test_a_rate_of_next_to_nothing_holds_a_queue_for_a_year(zq: Harness, rate_per_s: float) -> None:
+    set_queue(zq, rate_per_s=rate_per_s)
+    worker = zq.worker(slots=2)
+    zq.submit("a")
+    zq.submit("b")
+    assert names(worker) == ids("a")
+    assert zq.core.wake_ms() <= zq.now_ms + 1000
+    why = zq.ask(m.Why, m.AskWhy(0, 1, job_id_from("b")))
+    assert why.reason is WhyReason.RATE
+    assert codec.decode_from_broker(codec.encode(why)) == why
 
 
 # ---------------------------------------------------------------------------------------------- order
