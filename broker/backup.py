@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lmdb
-from lmdb import verify
 
 from zq.broker.check import check
 from zq.broker.journal import JournalError, JournalRefused
 from zq.broker.journal_folder import LOG_FILE, TABLES_FILE, begin_new, in_use, lock, put_in_place, sync_folder
 from zq.broker.lmdb_journal import LmdbJournal, bring_up
 from zq.broker.lmdb_view import DATA_FORMAT, LmdbReader, has_log, open_to_read
+from zq.broker.pages import damaged_pages
 
 EPOCHS_SKIPPED = 1000
 """Restarts of the broker between a backup and its restore that are allowed for: the tokens and session ids which they
@@ -103,16 +103,6 @@ def _exchange(new: Path, journal: Path, aside: Path) -> None:
         (journal / name).unlink(missing_ok=True)
     sync_folder(journal)
     shutil.rmtree(new)
-
-
-def damaged_pages(folder: Path) -> list[str]:
-    """What is wrong with the pages of a journal that nobody has open. Raises JournalRefused if there is none."""
-    try:
-        return [str(problem) for problem in verify.verify(str(folder))]  # type: ignore[no-untyped-call]
-    except FileNotFoundError:
-        raise JournalRefused(f"there is no journal in {folder}") from None
-    except (OSError, verify.VerifyError) as error:
-        raise JournalRefused(f"the journal in {folder} cannot be read: {error}") from None
 
 
 def _refuse_damaged(folder: Path, reader: LmdbReader) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
-from zq.broker.backup import back_up, damaged_pages, restore
+from zq.broker.backup import back_up, restore
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused
 from zq.broker.journal_folder import lock
 from zq.broker.lmdb_view import open_to_read
+from zq.broker.pages import damaged_pages
 from zq.config import EXIT_CONFIG, Config, ConfigError, load
 
 

@@ -46,6 +46,7 @@ from zq.broker.lmdb_view import (
     refuse_format,
 )
 from zq.broker.log_entry import UNREADABLE, decode_entry, encode_entry
+from zq.broker.pages import refuse_cut_short
 from zq.broker.records import FORMAT, EventRow, HourRow, JobRow, KeptResult
 from zq.broker.unsettled import Unsettled
 from zq.broker.upgrade import upgrade
@@ -95,6 +96,7 @@ class LmdbJournal(LmdbView):
 
     def _open(self, env: lmdb.Environment, log_size_bytes: int, *, sync: bool) -> None:
         try:
+            refuse_cut_short(env, self.folder)
             env.reader_check()
             with env.begin(write=True) as txn:
                 tables = {name: env.open_db(name.encode(), txn=txn) for name in TABLES}

@@ -19,6 +19,7 @@ import msgspec
 from zq.broker.hours import hour_key
 from zq.broker.journal import Counts, JournalRefused, Totals, prefix_end
 from zq.broker.journal_folder import LOG_FILE, TABLES_FILE, in_use
+from zq.broker.pages import refuse_cut_short
 from zq.broker.records import FORMAT, AttemptRow, EventRow, HourRow, Index, JobRow, KeptResult, key_digest, queue_prefix
 from zq.protocol.job import State
 
@@ -254,6 +255,8 @@ def _opened(folder: Path, *, shared: bool) -> Iterator[lmdb.Environment]:
             lib_version=DATA_FORMAT,
         )  # fmt: skip
         try:
+            if not in_use(folder):
+                refuse_cut_short(env, folder)
             with env.begin() as txn:
                 found = txn.get(b"format", db=env.open_db(b"meta", txn=txn, create=False))
             refuse_format(folder, found)
