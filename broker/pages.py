@@ -1,5 +1,5 @@
-"""The pages of a journal's file, read from the file itself: LMDB reads them through a map, and the kernel ends who looks
-behind a file's end there."""
+"""The pages of a journal's file, read from the file itself: LMDB reads them through a map, and the kernel ends who
+looks behind a file's end there."""
 
 from __future__ import annotations
 
