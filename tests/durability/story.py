@@ -43,6 +43,7 @@ class Story:
         self.told = Told()
         self._broker = broker
         self._connect = connect
+        self._peers: list[Peer] = []
 
     def play(self) -> Told:
         """The broker has been started. Its process has ended when this returns."""
@@ -53,14 +54,22 @@ class Story:
             self.told.ended = True
         except Died:
             pass
+        finally:
+            # Left open, each would try to reach the dead broker until the test's end, fifty times a second.
+            for peer in self._peers:
+                peer.socket.close()
         return self.told
 
+    def _peer(self) -> Peer:
+        self._peers.append(self._connect(self._broker.address))
+        return self._peers[-1]
+
     def _play(self) -> None:
-        client = self._connect(self._broker.address)
+        client = self._peer()
         session = self._ask(client, m.Hello(1, 1, Role.ADMIN, "client", bytes(16)), m.Welcome).session
         first = [job("a"), job("b", key="合并:1"), job("later", delay_ms=3_600_000)]
         self._submit(client, session, first)
-        worker = self._connect(self._broker.address)
+        worker = self._peer()
         hello = m.Hello(1, 1, Role.WORKER, "worker", bytes(16), QUEUE, ["t"])
         work = self._ask(worker, hello, m.Welcome).session
         self._ask(worker, m.Resume(work, []), m.Resumed)
@@ -115,8 +124,8 @@ class Story:
 def all_holds(broker: Broker, connect: Connect, told: Told) -> None:
     """Start the broker again, and find everything that was ever said; it must be a broker in full health."""
     broker.start()
+    peer = connect(broker.address)
     try:
-        peer = connect(broker.address)
         session = peer.hello().session
         for job_id in told.accepted:
             found = peer.ask(m.AskJob(session, 1, job_id))
@@ -132,6 +141,7 @@ def all_holds(broker: Broker, connect: Connect, told: Told) -> None:
         code, log = broker.end(signal.SIGTERM)
         assert code == 0, log
     finally:
+        peer.socket.close()
         if broker.process is not None and broker.process.poll() is None:
             broker.process.kill()
             broker.wait()
