@@ -291,7 +291,7 @@ def test_after_a_restart_keys_are_looked_at_a_few_in_each_round(zq: Harness, mon
             worker.ack(lease)
     assert len(worker.leases()) == 7
     zq.restart()
-    let_in = []
+    let_in: list[int] = []
     while not let_in or zq.core.wake_ms() <= zq.now_ms:
         zq.round()
         let_in.append(sum(zq.row(job_id_from(f"second-{number}")).admitted for number in range(7)))
