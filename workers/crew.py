@@ -17,10 +17,11 @@ from zq.workers import session_io as io
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult
 from zq.workers.keeper_fork import can_fork
+from zq.workers.keeper_handle import KeeperHandle
 from zq.workers.lanes import Lanes
 from zq.workers.process import resident_bytes
 from zq.workers.reports import reported
-from zq.workers.slots import Keeper, Slot, SlotState
+from zq.workers.slots import Slot, SlotState
 from zq.workers.sweep import own_marker
 from zq.workers.watchdog import FROZEN_S, Limits
 from zq.workers.watched import Watched
@@ -96,7 +97,7 @@ class Crew:
         self._generation = 0
         self._keeper_failures = 0
         self._keeper_s = now_s
-        self._keeper: Keeper | None = None
+        self._keeper: KeeperHandle | None = None
         self._closing = False
         self.tasks: tuple[str, ...] | None = None
         """The tasks the modules have; None until they are loaded."""
@@ -264,7 +265,7 @@ class Crew:
         self._keeper_s = now_s
         self.tasks = None
         marker = own_marker(self._instance, self._generation)
-        self._keeper = Keeper(
+        self._keeper = KeeperHandle(
             self._modules, marker, adopts_orphans=True, log_level=self._log.level, log_json=self._log.json,
             fork=can_fork(marker),
         )

@@ -17,6 +17,7 @@ import psutil
 from tests.waiting import Patience, wait_until
 from zq.workers import slots
 from zq.workers.channel import Assignment, AttemptResult, SlotOutcome
+from zq.workers.keeper_handle import KeeperHandle
 from zq.workers.sweep import MARKER, Marker, own_marker
 
 HERE = Path(__file__).parent
@@ -58,7 +59,7 @@ class Driver:
     def __enter__(self) -> Driver:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [self._path_before])])
         try:
-            self.keeper = slots.Keeper(self._modules, self.marker, adopts_orphans=False)
+            self.keeper = KeeperHandle(self._modules, self.marker, adopts_orphans=False)
         finally:
             if self._path_before is None:
                 del os.environ["PYTHONPATH"]

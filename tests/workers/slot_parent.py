@@ -16,12 +16,13 @@ import msgspec
 
 from zq.workers import slots
 from zq.workers.channel import Assignment
+from zq.workers.keeper_handle import KeeperHandle
 from zq.workers.sweep import own_marker
 
 
 def main(instance: str, folder: str, task: str, arguments: str) -> None:
     marker = own_marker(instance, 1)
-    keeper = slots.Keeper(["slot_tasks"], marker, adopts_orphans=True)
+    keeper = KeeperHandle(["slot_tasks"], marker, adopts_orphans=True)
     opened = [keeper.open_slot(), keeper.open_slot()]
     files = []
     while True:
