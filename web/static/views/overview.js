@@ -109,7 +109,7 @@ function tiles(live, points) {
     ${tile("/jobs?state=ready", t("tile.waiting"), short(sum.ready), sum.ready ? t("tile.oldest", { time: duration(oldest) }) : t("tile.scheduled", { n: sum.scheduled }), line((p) => p.ready, "ready"))}
     ${tile("/jobs?state=running", t("tile.running"), short(sum.running), t("tile.slots", { free: sum.free, slots: sum.slots }), line((p) => p.running, "running"))}
     ${tile("/jobs?state=done", t("tile.done"), short(sum.done), t("tile.per-minute", { rate: rate(60 * perS) }), line((p) => p.done_per_s, "done"))}
-    ${tile("/dead", t("tile.dead"), short(sum.dead), sum.dead ? t("tile.dead-some") : t("tile.dead-none"), line((p) => p.failed_per_s, "dead"), sum.dead ? "bad" : "")}
+    ${tile("/dead", t("tile.dead"), short(sum.dead), sum.dead ? t("tile.dead-some") : t("tile.dead-none"), sum.dead ? line((p) => p.failed_per_s, "dead") : nothing, sum.dead ? "bad" : "")}
     ${tile("/workers", t("tile.workers"), whole(workers), t("tile.queues", { n: live.queues.length }))}
   </div>`;
 }
