@@ -140,6 +140,29 @@ def test_nobody_there_is_an_error_that_names_the_socket(tmp_path: Path) -> None:
         Supervisor(tmp_path).programs()
 
 
+def test_all_workers_are_told_to_stop_at_once_and_the_broker_by_the_shutdown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[object, ...]] = []
+    names = ["broker", "merge-worker", "scheduler", "web"]
+
+    def call(_supervisor: Supervisor, method: str, *arguments: object) -> object:
+        if method != "supervisor.getAllProcessInfo":
+            said.append((method.removeprefix("supervisor."), *arguments))
+        if arguments == ("scheduler", False):
+            raise ControlError("supervisord: NOT_RUNNING: scheduler")
+        if arguments == ("web", False):
+            raise ControlError("supervisord: FAILED: web")
+        rest = {"statename": "RUNNING", "stdout_logfile": "", "spawnerr": ""} | dict.fromkeys(
+            ("pid", "now", "start", "exitstatus"), 1
+        )
+        return [{"name": name, **rest} for name in names]
+
+    monkeypatch.setattr(Supervisor, "_call", call)
+    Supervisor(tmp_path).shut_down()
+    assert said == [("stopProcess", name, False) for name in names[1:]] + [("shutdown",)]
+
+
 def test_processes_are_found_by_their_mark_with_all_below_them_and_no_others(tmp_path: Path) -> None:
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60'], env={}); print(p.pid, flush=True); p.wait()"
     ours = subprocess.Popen(
