@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,22 @@ def test_a_rolling_restart_under_load(tmp_path: Path) -> None:
         assert ran == Counter([*map(str, range(len(ids))), "slow 0", "slow 1"])
         audit = system.zq("audit")
         assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+@pytest.mark.long
+def test_at_the_end_all_workers_drain_at_once(tmp_path: Path) -> None:
+    (tmp_path / "load.py").write_text(TASKS, "utf-8")
+    names = ("long", "longer", "longest")
+    queues = "".join(f'[queues.{name}]\ntasks = ["load"]\n' for name in names)
+    drain_s = 5.0
+    with running(System(tmp_path, queues, drain_s=drain_s)) as system, Client(system.config) as client:
+        for number, name in enumerate(names):
+            client.submit("load.slow", (str(tmp_path), number), queue=name, max_retries=0)
+        wait_for(lambda: len(list(tmp_path.glob("slow-*"))) == len(names) or None)
+    began = []
+    for name in names:
+        log = (system.config.data_path / "log" / f"worker-{name}.log").read_text("utf-8")
+        assert "handing back 1 running jobs" in log
+        told = next(line for line in log.splitlines() if "draining" in line)
+        began.append(datetime.fromisoformat(" ".join(told.split()[:2])))
+    assert (max(began) - min(began)).total_seconds() < drain_s
