@@ -157,11 +157,13 @@ class KeeperHandle:
     def tell(self, message: channel.ToKeeperMessage) -> None:
         self._commands.append(channel.encode(message))
         self._flush_commands()
+        self._wake()
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         """A task may have stopped the keeper."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
+        if not self._ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
 
     def _flush_commands(self) -> None:
         """Hand over what the keeper takes now; while it still imports the task modules that may be less than all."""

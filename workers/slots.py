@@ -107,7 +107,6 @@ class SlotKeeper(Protocol):
     """What a slot asks of who keeps it."""
 
     def tell(self, message: channel.ToKeeperMessage) -> None: ...
-    def wake(self) -> None: ...
     def watch(self, slot: Slot, *, writing: bool) -> None: ...
     def unwatch(self, slot: Slot) -> None: ...
 
@@ -223,7 +222,6 @@ class Slot:
         self.fault = self.fault or reason
         self.end_by_s = time.monotonic() + grace_s + 2 * STUCK_AFTER_S + _KEEPER_SLACK_S
         self._keeper.tell(channel.EndSlot(self.number, grace_s))
-        self._keeper.wake()
 
     # ------------------------------------------------------------------------------------- for the keeper's handle
 

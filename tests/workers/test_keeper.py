@@ -151,7 +151,7 @@ def test_keeper_that_a_task_has_stopped_goes_on_when_it_is_needed(driver: Driver
 def test_keeper_that_hangs_is_replaced_not_waited_for(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeeperHandle, "wake", lambda _keeper: None)
+    monkeypatch.setattr(KeeperHandle, "_wake", lambda _keeper: None)
     monkeypatch.setattr("zq.workers.slots.STUCK_AFTER_S", 0.1)
     monkeypatch.setattr("zq.workers.slots._KEEPER_SLACK_S", 0.1)
     driver.start("start_long_children", str(tmp_path / "stands"))
