@@ -60,7 +60,8 @@ def run(config_path: str | None = None) -> NoReturn:
         # A decision may be half made, or half a message be with libzmq: not one more word, and the next start reads
         # what is on disk.
         unbound()
-        if isinstance(error, MemoryError) or (isinstance(error, zmq.ZMQError) and error.errno == errno.ENOMEM):
+        # Python says SystemError where it has no memory left to say MemoryError.
+        if isinstance(error, (MemoryError, SystemError)) or (isinstance(error, zmq.ZMQError) and error.errno == errno.ENOMEM):
             _end_at_once(EXIT_MEMORY, "broker.memory_limit_mib is reached; the broker ends at once")
         if isinstance(error, _UNREADABLE):
             _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")

@@ -45,8 +45,10 @@ GC_EVERY = 50_000
 """Objects between two looks of the collector; its default of 700 cost eight per cent of a drain."""
 ROUND_MESSAGES = 1000
 """Messages of one round: bounds a batch, and with it the time of a commit and of an answer."""
-ROUND_BYTES = 32 << 20
-"""Their size, but for the last one's: a batch is several times as large in memory."""
+ROUND_BYTES = 4 << 20
+"""Their size, but for the last one's: a batch fits into the journal's log, and is several times as large in memory."""
+MESSAGES_WAITING_MAX = 32
+"""Of one peer: what more it sends waits at its end. They may be a megabyte each; a larger bound is no faster."""
 ANSWERS_UNREAD_MAX = 1000
 """Of one peer; its session is over then. As many of the largest are half of the memory limit."""
 LOOK_AROUND_MS = 1000
@@ -96,6 +98,7 @@ class Server:
     def _bind(self, address: str) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         guard(router)
+        router.setsockopt(zmq.RCVHWM, MESSAGES_WAITING_MAX)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.SNDHWM, ANSWERS_UNREAD_MAX)
         router.setsockopt(zmq.LINGER, 1000)

@@ -58,7 +58,7 @@ class BrokerSection(Section, frozen=True):
     """Submits are refused below this much free disk; acknowledgements go on."""
     ballast_mib: Annotated[int, Meta(ge=0)] = 32
     """Size of a file that is deleted when less than a quarter of the reserve is left, for them; 0 means none."""
-    memory_limit_mib: Annotated[int, Meta(ge=128, le=1 << 20)] = 1024
+    memory_limit_mib: Annotated[int, Meta(ge=256, le=1 << 20)] = 1024
     """What the broker allocates at most. A peer that makes it reach that is cut off, or the broker ends and is started
     again; what it has said stays true."""
 

@@ -23,7 +23,7 @@ from zq.protocol.job import State, job_id_from
 from zq.protocol.messages import ReceiptStatus, Role
 
 MIB = 1 << 20
-LIMIT_MIB = 128
+LIMIT_MIB = 256
 FILES_MIB = 32
 """What is mapped of libraries and the journal, on top of the limit."""
 
@@ -110,7 +110,8 @@ def test_when_python_has_no_memory_not_one_more_word_is_said(tmp_path: Path, con
         assert broker.process is not None
         resource.prlimit(broker.process.pid, resource.RLIMIT_DATA, (MIB, resource.RLIM_INFINITY))
         for number in range(400):
-            jobs = [job(f"{number}-{n}", arguments=bytes(300)) for n in range(20)]
+            # A lane each, which the broker keeps in memory.
+            jobs = [job(f"{number}-{n}", tags=(f"{number}-{n}",)) for n in range(20)]
             peer.send(m.Submit(session, number, jobs))
         code, log = broker.wait()
         assert code in (memory.EXIT_MEMORY, -signal.SIGABRT), f"{code}: {log}"  # libzmq's way to end
