@@ -61,7 +61,9 @@ def run(config_path: str | None = None) -> NoReturn:
         # what is on disk.
         unbound()
         # Python says SystemError where it has no memory left to say MemoryError.
-        if isinstance(error, (MemoryError, SystemError)) or (isinstance(error, zmq.ZMQError) and error.errno == errno.ENOMEM):
+        if isinstance(error, (MemoryError, SystemError)) or (
+            isinstance(error, zmq.ZMQError) and error.errno == errno.ENOMEM
+        ):
             _end_at_once(EXIT_MEMORY, "broker.memory_limit_mib is reached; the broker ends at once")
         if isinstance(error, _UNREADABLE):
             _end_at_once(EXIT_JOURNAL, "the journal cannot be read; the broker ends at once; zq journal check")

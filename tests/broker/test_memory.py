@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -105,17 +106,28 @@ def test_when_python_has_no_memory_not_one_more_word_is_said(tmp_path: Path, con
     """The limit falls below what is in use while the broker runs, as it would if everything else grew."""
     broker = Broker(tmp_path / "data")
     with running(broker):
-        peer = connect(broker.address)
-        session = peer.hello().session
-        assert broker.process is not None
-        resource.prlimit(broker.process.pid, resource.RLIMIT_DATA, (MIB, resource.RLIM_INFINITY))
-        for number in range(400):
-            # A lane each, which the broker keeps in memory.
-            jobs = [job(f"{number}-{n}", tags=(f"{number}-{n}",)) for n in range(20)]
-            peer.send(m.Submit(session, number, jobs))
+        connect(broker.address).hello()
+        process = broker.process
+        assert process is not None
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MIB, resource.RLIM_INFINITY))
+        answers: list[m.BrokerMessage] = []
+        numbers = itertools.count()
+
+        def has_ended() -> bool:
+            """Send more, over a new connection: libzmq may have cut the last one off."""
+            peer = connect(broker.address)
+            peer.send(m.Hello(1, 1, Role.ADMIN, "peer", bytes(16)))
+            welcome = peer.hear(500)
+            for number in itertools.islice(numbers, 200):
+                # A lane each, which the broker keeps in memory.
+                jobs = [job(f"{number}-{n}", tags=(f"{number}-{n}",)) for n in range(20)]
+                peer.send(m.Submit(getattr(welcome, "session", 0), number, jobs))
+            answers.extend(iter(lambda: peer.hear(200), None))
+            return process.poll() is not None
+
+        wait_until(has_ended, what="the broker's end")
         code, log = broker.wait()
         assert code in (memory.EXIT_MEMORY, -signal.SIGABRT), f"{code}: {log}"  # libzmq's way to end
-        answers = list(iter(lambda: peer.hear(300), None))
         receipts = [one for answer in answers if isinstance(answer, m.Receipts) for one in answer.receipts]
         broker.start()
         again = connect(broker.address)
