@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from zq.config import BUCKET_URL
 from zq.exams import names
 from zq.exams.errors import ExamError
 from zq.exams.segments import SEQ_MAX, TS_MS_MAX, Segment, check_name
@@ -107,12 +108,9 @@ class Place:
     prefix: str
 
 
-_URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9])(?:/(?P<prefix>[^?#]*))?")
-
-
 def parse_url(url: str) -> Place:
     """Raises ExamError("invalid")."""
-    found = _URL.fullmatch(url)
+    found = BUCKET_URL.fullmatch(url)
     if found is None:
         raise ExamError("invalid", f"exams.storage is {url!r}; a bucket is named s3://BUCKET or s3://BUCKET/PREFIX")
     return Place(found["bucket"], (found["prefix"] or "").strip("/"))

@@ -10,6 +10,7 @@ This module imports nothing of zq's, so every layer may read it.
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Slots = Annotated[int, Meta(ge=1, le=1024)]
 Origin = Annotated[str, Meta(pattern=r"^(\*|https?://[^/\s]+)$", max_length=255)]
 Network = Annotated[str, Meta(pattern=r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", max_length=64)]
+
+
+BUCKET_URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9])(?:/(?P<prefix>[^?#]*))?")
 
 
 class ConfigError(Exception):
@@ -287,6 +291,8 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
 def _absolute(exams: ExamsSection, base: Path) -> ExamsSection:
     """Every process sees the same recordings and the same SQLite file, wherever it was started."""
     storage, database = exams.storage, exams.database
+    if "://" in storage and not BUCKET_URL.fullmatch(storage):
+        raise ConfigError(f"exams.storage is {storage!r}; name a folder, or a bucket as s3://BUCKET or s3://BUCKET/PREFIX")
     if storage and "://" not in storage:
         storage = str((base / Path(storage).expanduser()).resolve())
     scheme, _, path = database.partition(":///")

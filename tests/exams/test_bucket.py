@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ports import free_port
 from tests.servers.fixtures import Bucket as S3
-from zq.config import Config, ExamsSection, load
+from zq.config import Config, ConfigError, ExamsSection, load
 from zq.exams import bucket as bucket_module
 from zq.exams import bucket_keys as keys
 from zq.exams.bucket import ObjectChanged
@@ -190,6 +190,12 @@ def test_without_the_bucket_or_the_right_to_it(s3: S3, tmp_path: Path, monkeypat
 def test_what_is_no_bucket(url: str, tmp_path: Path) -> None:
     with pytest.raises(ExamError, match="s3://BUCKET"):
         open_recordings(Config(data_dir=str(tmp_path), exams=ExamsSection(storage=url)))
+
+
+def test_a_storage_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "zq.toml").write_text('[exams]\nstorage = "gs://bucket"\n')
+    with pytest.raises(ConfigError, match="s3://BUCKET"):
+        load(tmp_path / "zq.toml", {})
 
 
 def test_the_configuration_names_a_bucket_or_a_folder(tmp_path: Path) -> None:
