@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.servers.fixtures import Bucket as S3
-from tests.system.test_recordings import EXAM, Whole, check_video, fetch, finish, log_in, student_of, upload
+from tests.system.test_recordings import EXAM, Whole, check_video, ended, fetch, finish, log_in, student_of, upload
 from tests.waiting import wait_until
 from tests.workers.merge_recordings import CASES, MEDIA
 from zq.exams import bucket_keys as keys
@@ -28,6 +28,7 @@ class Parted(Whole):
 
     s3: S3 | None = None
     there: Path = field(init=False)
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def start_all(self) -> None:
         assert self.s3 is not None
@@ -43,8 +44,11 @@ class Parted(Whole):
         self.run("broker", ["zq.broker"])
         self.run("web", ["zq.web"], bucket)
         self.run("status", ["zq.workers", "--queue", "status_check"], bucket)
-        elsewhere = {"ZQ_CLIENT_BROKER": self.address, "ZQ_DATA_DIR": str(self.there), "ZQ_CONFIG": ""}
-        self.run("merge", ["zq.workers", "--queue", "video_merge"], bucket | elsewhere, self.there)
+        self.elsewhere = {"ZQ_CLIENT_BROKER": self.address, "ZQ_DATA_DIR": str(self.there), "ZQ_CONFIG": "", **bucket}
+        self.start_worker()
+
+    def start_worker(self) -> None:
+        self.run("merge", ["zq.workers", "--queue", "video_merge"], self.elsewhere, self.there)
 
 
 @pytest.fixture
@@ -106,3 +110,32 @@ def test_a_worker_elsewhere_needs_nothing_but_the_bucket(
     left = [path for path in (system.there / "exams").rglob("*") if path.is_file()]
     assert left == []
     assert os.listdir(system.folder / "var" / "exams") == []
+
+
+@pytest.mark.long
+def test_a_worker_elsewhere_that_is_killed_leaves_the_bucket_as_it_was(
+    parted: tuple[Parted, httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, client = parted
+    assert system.s3 is not None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", system.s3.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", system.s3.secret_access_key)
+    bucket = Bucket(f"s3://{system.s3.bucket}/exams", system.s3.endpoint, system.s3.region)
+    files = CASES["resize-mid"]["files"]
+    log_in(client, "killed")
+    for entry in files:
+        content = (MEDIA / entry["stored"]).read_bytes()
+        assert upload(client, "killed", entry["name"], content, entry["seq"], entry["ts_ms"]) == 201
+    job_id = client.post(f"/v1/exams/{EXAM}/students/killed/finish").json()["job"]
+    wait_until(lambda: bool(list((system.there / "exams").glob(".zq-merge-*/recordings"))), what="a merge under way")
+    worker = system.processes[-1]
+    worker.kill()
+    worker.wait(30)
+    assert len(list(bucket.items(keys.segments(EXAM, "killed")))) == len(files)
+    assert bucket.head(keys.manifest(EXAM, "killed")) is None
+    system.start_worker()
+    job = ended(client, job_id)
+    assert (job["state"], job["attempt"]) == ("done", 2)
+    assert job["result"]["segments"] == len(files)
+    wait_until(lambda: len(list(bucket.items(keys.trash(EXAM, "killed")))) == len(files), what="the clean-up")
+    assert list((system.there / "exams").glob(".zq-merge-*")) == [], "the dead attempt's folder was swept"
