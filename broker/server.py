@@ -8,7 +8,6 @@ batch to another thread and back would cost each submit more than it could win.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -30,6 +29,7 @@ from zq.broker.hours import KEPT_MS as HOURS_KEPT_MS
 from zq.broker.journal import JournalError
 from zq.broker.lmdb_journal import LmdbJournal
 from zq.broker.memory import Returns
+from zq.broker.outbox import Outbox
 from zq.broker.queries import Facts
 from zq.broker.resident import let_go
 from zq.broker.sessions import Identity
@@ -50,7 +50,9 @@ ROUND_BYTES = 4 << 20
 MESSAGES_WAITING_MAX = 32
 """Of one peer: what more it sends waits at its end. They may be a megabyte each; a larger bound is no faster."""
 ANSWERS_UNREAD_MAX = 1000
-"""Of one peer; its session is over then. As many of the largest are half of the memory limit."""
+"""Of one peer, for libzmq; see `outbox` for more of them. As many of the largest are half of the memory limit."""
+RETRY_S = 0.001
+"""Before what a peer has not taken is offered to it again."""
 LOOK_AROUND_MS = 1000
 WATCH_S = 0.000_2
 """Before the thread goes to sleep after a change, and instead of the last moments of a sleep until something is due: to
@@ -58,7 +60,6 @@ be woken up costs a processor that has gone to sleep, too, a large part of what 
 FORGET_EVENTS = 5000
 """Old events dropped in one go: more than that many a second come only in bursts."""
 FORGET_HOURS = 100
-_SEND_MORE = zmq.DONTWAIT | zmq.SNDMORE
 EXIT_JOURNAL = 74
 """EX_IOERR of sysexits(3): the journal failed, and what is on disk decides at the next start."""
 
@@ -90,6 +91,7 @@ class Server:
             self._context = zmq.Context(io_threads=1)
             self._access.begin(self._context)
             self._router = self._bind(section.bind)
+            self._outbox = Outbox(self._router)
         except BaseException:
             self._journal.close()
             raise
@@ -151,6 +153,8 @@ class Server:
         sockets = [sock for sock in (self._router, self._access.zap) if sock is not None]
         if timeout_s <= 0 or any(map(_readable, sockets)):
             return
+        if self._outbox:
+            timeout_s = min(timeout_s, RETRY_S)
         due_s = time.monotonic() + timeout_s
         if watchful and self._watch(min(timeout_s, WATCH_S)):
             return
@@ -179,6 +183,9 @@ class Server:
         """Whether anything has changed."""
         now_ms = self._clock.now_ms()
         self._access.answer()
+        if self._outbox:
+            for peer in self._outbox.retry():
+                self.core.unreachable(peer)
         router, copy = self._router, not self._access.curve
         messages = size_bytes = 0
         while messages < ROUND_MESSAGES and size_bytes < ROUND_BYTES and _readable(router):
@@ -226,13 +233,8 @@ class Server:
         except ValueError as error:  # a page or detail that is larger than its bounds foresee
             log.error("an answer was too large", extra={"answer": type(message).__name__})
             frame = codec.encode(Refusal(getattr(message, "request", 0), Code.TOO_LARGE, str(error)))
-        try:
-            self._router.send(peer, _SEND_MORE)
-            self._router.send(frame, zmq.DONTWAIT)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, errno.EAGAIN):
-                raise
-            # Gone, or reads nothing: the session is over. What it holds is decided by its return or by time.
+        if not self._outbox.send(peer, frame):
+            # Its session is over. What it holds is decided by its return or by time.
             self.core.unreachable(peer)
 
     # ------------------------------------------------------------------------------------------ once a second

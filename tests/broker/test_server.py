@@ -214,3 +214,16 @@ def test_secret_files_are_private_and_others_are_refused(secured: Broker) -> Non
     (keys / "local.key").chmod(0o644)
     with pytest.raises(Exception, match="chmod 600"):
         load_key_file(keys / "local.key")
+
+
+def test_thousands_of_answers_that_are_read_late_all_come_and_in_order(broker: Broker, connect: Connect) -> None:
+    peer = connect(broker.address)
+    session = peer.hello().session
+    peer.ask(m.Submit(session, 1, [job("a", arguments=bytes(1000))]))
+    other = connect(broker.address)
+    asked = range(2, 8000)
+    for number in asked:
+        peer.send(m.AskJob(session, number, job_id_from("a")))
+    assert other.ask(m.AskBroker(other.hello().session, 1)).refused == {}
+    answers = [peer.hear() for _ in asked]
+    assert [answer.request for answer in answers if isinstance(answer, m.JobDetail)] == list(asked)
