@@ -68,7 +68,7 @@ def test_a_peer_that_is_gone_is_told_of_at_once_or_when_it_goes(router: Router, 
 
 def test_who_takes_nothing_is_given_up(router: Router, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
     router.room = {b"deaf": 0, b"slow": 0}
     for peer in router.room:
         assert outbox.send(peer, b"a")
