@@ -19,7 +19,7 @@ from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
 
 FRAMES_PER_TURN: Final = 1000
 """After so many frames without an outcome the caller gets a word in between."""
-WATCH_S: Final = 0.000_3
+WATCH_S: Final = 0.001
 """An answer that comes so soon finds the caller awake; to be woken up costs as much as a good part of the answer."""
 WAIT_S_MAX: Final = 1.0
 """A wait is cut into pieces of this, should a word of the descriptor ever be missed."""
