@@ -29,7 +29,7 @@ WRITE_TIMEOUT_S = 60.0
 DESCRIPTORS_BESIDE_CONNECTIONS = 256
 SWITCH_S = 0.0005
 """How soon a thread that is busy with an upload gives the interpreter to the loop, which lets go of it at each read and
-write of a connection. Beside busy programs heartbeats then had half the p99 that Python's 5 ms give; alone, the same."""
+write of a connection. Beside busy programs heartbeats had half the p99 that Python's 5 ms give; alone, the same."""
 
 
 def listen(host: str, port: int) -> socket.socket:
