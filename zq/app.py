@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from zq import registry
-from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode
+from zq.client.requests import JobIdLike, JobRequest, KeyPolicyName, encode, expires_in_s
 from zq.config import Config, WorkerSection, load
 from zq.exceptions import Invalid
 from zq.protocol import limits
@@ -248,6 +248,7 @@ class Task(Generic[P, R]):
         *,
         countdown: float | None = None,
         eta: datetime | None = None,
+        expires: float | datetime | None = None,
         expires_s: float | None = None,
         priority: int | None = None,
         queue: str | None = None,
@@ -269,6 +270,7 @@ class Task(Generic[P, R]):
     ) -> Job[R]:
         """Run it later; the parameters are those of `JobRequest`, and None means as the task was declared.
 
+        `expires` is Celery's word: seconds, as `expires_s`, or a datetime with a time zone.
         If a live job has `key` and keeps it (see `key_policy`), that job's handle is returned, with `deduplicated` set.
         Raises as `delay`, and Conflict if `id` was used for another job.
         """
@@ -277,7 +279,7 @@ class Task(Generic[P, R]):
             kwargs=kwargs,
             countdown=countdown,
             eta=eta,
-            expires_s=expires_s,
+            expires_s=expires_in_s(expires) if expires is not None and expires_s is None else expires_s,
             priority=priority,
             queue=queue,
             key=key,

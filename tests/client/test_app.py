@@ -214,7 +214,7 @@ def test_rejections_keys_delays_and_expiry_in_memory() -> None:
         assert later.result(timeout_s=100) == "a.png 320"
         soon = thumbnail.apply_async(("b.png",), eta=datetime.now(UTC) + timedelta(hours=5))
         assert soon.result(timeout_s=6 * 3600) == "b.png 320"
-        stale = thumbnail.apply_async(("c.png",), expires_s=5)
+        stale = thumbnail.apply_async(("c.png",), expires=5)
         broker.advance(6)
         with pytest.raises(JobFailed, match="expired"):
             stale.result()

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from zq.client.requests import JobRequest, encode, raw_id
+from zq.client.requests import JobRequest, encode, expires_in_s, raw_id
 from zq.config import WorkerSection
 from zq.exceptions import Invalid
 from zq.protocol import limits
@@ -125,3 +125,11 @@ def test_what_a_job_asks_of_others_travels() -> None:
 def test_ids_are_texts_or_bytes() -> None:
     raw = new_job_id()
     assert raw_id(raw) == raw_id(format_id(raw)) == raw_id(raw.hex()) == raw
+
+
+def test_celerys_word_for_an_expiry_is_seconds_or_a_moment() -> None:
+    assert expires_in_s(300) == 300
+    assert 3590 < expires_in_s(datetime.now(UTC) + timedelta(hours=1)) <= 3600
+    assert expires_in_s(datetime(2020, 1, 1, tzinfo=UTC)) == 0
+    with pytest.raises(Invalid, match="time zone"):
+        expires_in_s(datetime(2030, 1, 1))  # noqa: DTZ001 - the mistake in question

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -214,6 +214,15 @@ def _tags(tags: Sequence[str]) -> tuple[str, ...]:
                 " gpu or disk=a"
             )
     return tuple(sorted(set(tags)))
+
+
+def expires_in_s(expires: float | datetime) -> float:
+    """Seconds from now; none are left for a moment that is past. Raises Invalid."""
+    if not isinstance(expires, datetime):
+        return expires
+    if expires.utcoffset() is None:
+        raise Invalid(f"expires {expires.isoformat()} has no time zone; give one, or seconds")
+    return max(0.0, (expires - datetime.now(UTC)).total_seconds())
 
 
 def _unix_ms(eta: datetime) -> int:
