@@ -104,7 +104,12 @@ def standings(record: Record, workload: Workload) -> list[tuple[str, Figure]]:
     """Contestants, the best median first."""
     found = [(name, _figure(record, name, workload.figure)) for name in record.contestants]
     have = [(name, figure) for name, figure in found if figure is not None]
-    return sorted(have, key=lambda item: item[1].median, reverse=workload.more_is_better)
+    return sorted(have, key=lambda item: _rank(workload, item[1]))
+
+
+def _rank(workload: Workload, figure: Figure) -> tuple[bool, float]:
+    """The smaller is better. Less than nothing is a job that has started before its time: that is wrong, and last."""
+    return figure.median < 0, -figure.median if workload.more_is_better else figure.median
 
 
 def _summary(record: Record) -> str:
@@ -147,7 +152,7 @@ def verdict(workload: Workload, zq: Figure, others: list[tuple[str, Figure]]) ->
     if not others:
         return "zq, alone"
     name, best = others[0]
-    ahead = zq.median > best.median if workload.more_is_better else zq.median < best.median
+    ahead = _rank(workload, zq) < _rank(workload, best)
     open_ = zq.low <= best.high and best.low <= zq.high
     return ("zq" if ahead else _TITLES[name]) + (" (ranges overlap)" if open_ else "")
 

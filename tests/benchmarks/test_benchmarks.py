@@ -106,6 +106,14 @@ def test_every_goal_of_a_row_is_judged() -> None:
     assert row.count("**missed**") == 2
 
 
+def test_who_starts_jobs_too_early_does_not_win() -> None:
+    record = _record([1.0], [1.0])
+    record.contestants["zq"]["figures"] = {"late_p50_ms": [0.9]}
+    record.contestants["huey"]["figures"] = {"late_p50_ms": [-200.0]}
+    row = next(line for line in report.markdown(record).splitlines() if line.startswith("| job due in 2 s"))
+    assert "| zq, alone | zq |" in row
+
+
 def test_what_ran_twice_is_told() -> None:
     record = _record([1.0], [1.0])
     record.contestants["huey"]["figures"]["drain_one_twice"] = [0, 3]
