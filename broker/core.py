@@ -54,7 +54,7 @@ _RUNNING_SCAN = 4096
 class Settings:
     heartbeat_ms: int = 2000
     session_timeout_ms: int = 15_000
-    idle_beats_per_s: int = 200
+    idle_beats_per_s: int = 150
     """Of all workers together while they have nothing to do: in a large fleet each beats less often."""
     resume_grace_ms: int = 60_000
     retention_ms: int = 604_800_000
