@@ -26,14 +26,7 @@ from zq.broker.queues import Queue, QueueSettings, settings_fact
 from zq.broker.records import JobRow
 from zq.broker.retention import Retention
 from zq.broker.waiting import WaitingRoom
-from zq.broker.window import Window
 from zq.protocol.job import Outcome, State, job_id_from
-
-
-@pytest.fixture(autouse=True)
-def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that most of what waits is on disk only, as with a large backlog."""
-    monkeypatch.setattr(Window, "SIZE", 2)
 
 
 def test_the_core_does_what_the_model_says() -> None:
