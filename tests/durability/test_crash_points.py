@@ -47,11 +47,8 @@ def play(strace: str, connect: Connect) -> Play:
 
 @pytest.mark.parametrize(
     ("call", "number"),
-    [
-        ("rename", 1), ("pwrite64", 2), ("fdatasync", 4), ("pwrite64", 14), ("fdatasync", 7), ("writev", 3),
-        ("fdatasync", 10), ("sendto", 4), ("recvfrom", 9),
-    ],
-)  # fmt: skip
+    [("rename", 1), ("pwrite64", 2), ("fdatasync", 4), ("writev", 3), ("recvfrom", 9)],
+)
 def test_all_it_said_holds_when_it_dies_at_a_call(
     play: Play, connect: Connect, tmp_path: Path, call: str, number: int
 ) -> None:
@@ -77,7 +74,7 @@ def test_all_it_said_holds_when_it_dies_at_any_call(play: Play, connect: Connect
 
 @pytest.mark.parametrize(
     ("call", "error", "number"),
-    [("fdatasync", "EIO", 1), ("pwrite64", "ENOSPC", 1), ("fdatasync", "EIO", 5), ("writev", "ENOSPC", 3)],
+    [("pwrite64", "ENOSPC", 1), ("fdatasync", "EIO", 5)],
 )
 def test_when_the_disk_fails_not_one_more_word_is_said(
     play: Play, connect: Connect, tmp_path: Path, call: str, error: str, number: int

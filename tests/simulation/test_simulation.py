@@ -14,7 +14,7 @@ from zq.protocol.job import State
 
 FAILED_BEFORE: list[int] = []
 MILLION_EVENTS = int(os.environ.get("ZQ_SIMULATION_EVENTS", "5000000"))
-SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "40"))
+SEEDS = int(os.environ.get("ZQ_SIMULATION_SEEDS", "32"))
 
 
 @pytest.fixture(autouse=True)

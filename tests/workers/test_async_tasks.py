@@ -51,7 +51,7 @@ def test_a_task_of_the_loop_has_its_job_its_pool_and_its_limits(start: Starter, 
     assert submit(system, "who").result(timeout_s=30)["pid"] == found[0]["pid"]
 
 
-@pytest.mark.parametrize("at_once", ["1", "4"])
+@pytest.mark.parametrize("at_once", [pytest.param("1", marks=pytest.mark.long), "4"])
 def test_tasks_of_the_loop_that_wait_without_a_sign_of_life_have_stalled(
     start: Starter, system: System, at_once: str, tmp_path: Path
 ) -> None:
