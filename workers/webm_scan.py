@@ -37,27 +37,11 @@ _IN_CLUSTER_BESIDE = frozenset({0xA7, 0xAB, 0xEC})
 _IN_GROUP = frozenset({_BLOCK, 0x9B, 0xFB, 0x75A1, 0x75A2})
 """And how long it is, what it refers to, its transparency, and how much of its sound is not to be heard."""
 _CODECS = {b"V_VP8": ("video", "vp8"), b"V_VP9": ("video", "vp9"), b"A_OPUS": ("audio", "opus")}
-_PLAIN_TRACK = frozenset(
-    {
-        0xD7,
-        0x73C5,
-        0x83,
-        0x86,
-        0x63A2,
-        0xE0,
-        0xE1,
-        0x22B59C,
-        0x22B59D,
-        0x23E383,
-        0x9C,
-        0x88,
-        0xB9,
-        0x56AA,
-        0x56BB,
-        0x536E,
-    }
-    | {0x55AA, 0x55EE, 0xEC, 0x55B0}
-)
+_PLAIN_TRACK = frozenset({
+    0xD7, 0x73C5, 0x83, 0x86, 0x63A2, 0xE0, 0xE1, 0x22B59C, 0x22B59D, 0x23E383, 0x9C, 0x88, 0xB9, 0x56AA, 0x56BB,
+    0x536E, 0x55AA, 0x55EE, 0xEC, 0x55B0,
+})  # fmt: skip
+"""What the description of a regular track may have; with anything else, such as an encoding, it is not regular."""
 _MS = 1_000_000
 _OPUS_MS = (10, 20, 40, 60) * 3 + (10, 20) * 2 + (2.5, 5, 10, 20) * 4
 """Of a frame, by the five bits that begin its packet."""
