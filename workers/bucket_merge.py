@@ -200,10 +200,10 @@ def _is_known(earlier: Marker, listing: Listing) -> bool:
 def _with_objects(marker: Marker, listing: Listing) -> Marker:
     """The manifest of the merge in a folder, with the objects that its segments were."""
     inputs = tuple(
-        msgspec.structs.replace(i, key=listing.items[i.name].key, etag=listing.items[i.name].etag)
+        msgspec.structs.replace(i, inode=0, mtime_ns=0, key=listing.items[i.name].key, etag=listing.items[i.name].etag)
         for i in marker.inputs
     )
-    return msgspec.structs.replace(marker, inputs=inputs)
+    return msgspec.structs.replace(marker, inputs=inputs, output_inode=0, output_mtime_ns=0)
 
 
 def sweep_scratch(scratch: Path) -> int:

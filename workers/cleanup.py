@@ -14,7 +14,7 @@ from typing import Any
 
 from zq.exams.segment_index import sync_folder
 from zq.exceptions import Reject
-from zq.workers.merge_marker import Marker, find_marker, output_is_right
+from zq.workers.merge_marker import Marker, find_marker, output_is_there
 from zq.workers.merge_trash import open_trash, state_of, throw_away
 
 
@@ -46,8 +46,9 @@ def clean_up(
 ) -> CleanupResult:
     """Delete the merged segments of one student, or trash them; `target` is the folder of the merged file.
 
-    Each goes just if its size and hash are those of the manifest. Raises Reject, having touched nothing, if there
-    is no manifest or the merged file is not what the manifest says; OSError if the disk refuses (a retry goes on).
+    Each goes just if it is the very file that was merged, untouched since, or has its size and hash by the manifest.
+    Raises Reject, having touched nothing, if there is no manifest or the merged file is not what the manifest says;
+    OSError if the disk refuses (a retry goes on).
     """
     try:
         marker = find_marker(target, exam_id, student_id)
@@ -55,7 +56,7 @@ def clean_up(
         marker = None
     if marker is None:
         raise Reject(f"no_manifest: no merged recording of {student_id} in exam {exam_id}; nothing was deleted")
-    if not output_is_right(marker, target):
+    if not output_is_there(marker, target):
         raise Reject(f"output_wrong: {marker.output} is not what its manifest says; nothing was deleted")
     return _delete(marker, target, on_segment, use_trash=use_trash)
 

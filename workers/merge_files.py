@@ -105,19 +105,19 @@ class Settling:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._found: tuple[int, str] | None = None
+        self._found: Collected | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._settle, name="settling")
 
     def _settle(self) -> None:
         try:
-            self._found = hash_file(self._path)
+            self._found = collect(self._path)
             sync_file(self._path)
         except BaseException as error:
             self._error = error
 
-    def result(self) -> tuple[int, str]:
-        """(size in bytes, sha256), when it is on the disk. Raises what `hash_file` raises, and OSError."""
+    def result(self) -> Collected:
+        """The file as it was read, when it is on the disk. Raises what `collect` raises, and OSError."""
         self._thread.join()
         if self._found is None or self._error is not None:
             raise self._error or AssertionError("a file was not hashed")

@@ -60,8 +60,8 @@ class Film:
     """A verified file in the work folder."""
 
     path: Path
-    size_bytes: int
-    sha256: str
+    file: Collected
+    """As it was read, once, after FFmpeg had ended."""
     plan: Plan
     runs: int
     probe: Probe
@@ -103,8 +103,8 @@ class FilmMaker:
             self._copy(list(zip(names, plan.durations_s, strict=True)), output.name, plan.total_s, (30, 70))
         with Settling(output) as settling:
             merged = self._verify(output, probed, plan, runs)
-            size_bytes, sha256 = settling.result()
-        return Film(output, size_bytes, sha256, plan, len(runs), merged, gaps, self._cost)
+            file = settling.result()
+        return Film(output, file, plan, len(runs), merged, gaps, self._cost)
 
     def _lay_out(
         self, runs: Sequence[Run], collected: Mapping[str, Collected], missing: Mapping[str, str]

@@ -297,8 +297,10 @@ class _Merge:
             exam_id=self.request.exam_id,
             student_id=self.request.student_id,
             output=name,
-            output_size_bytes=film.size_bytes,
-            output_sha256=film.sha256,
+            output_size_bytes=film.file.size_bytes,
+            output_sha256=film.file.sha256,
+            output_inode=film.file.inode,
+            output_mtime_ns=film.file.mtime_ns,
             duration_s=duration_of(merged),
             frames=video.packets if video else 0,
             strategy=film.plan.strategy,
@@ -353,4 +355,8 @@ class _Merge:
 def _inputs(ordered: Ordered, collected: Mapping[str, Collected]) -> tuple[Input, ...]:
     merged = [s.name for session in ordered.sessions for s in session]
     every = [(name, "") for name in merged] + sorted(ordered.duplicates.items())
-    return tuple(Input(n, collected[n].size_bytes, collected[n].sha256, same) for n, same in every)
+    return tuple(_input(collected[name], same) for name, same in every)
+
+
+def _input(segment: Collected, same: str) -> Input:
+    return Input(segment.name, segment.size_bytes, segment.sha256, same, segment.inode, segment.mtime_ns)

@@ -22,7 +22,7 @@ from typing import Any
 from zq.exams.segment_index import sync_folder
 from zq.exams.segments import MergeRefused
 from zq.workers.merge_files import SegmentChanged, hash_file
-from zq.workers.merge_marker import Input
+from zq.workers.merge_marker import Input, is_file_that_was_read
 
 TRASH = ".zq-trash"
 
@@ -52,9 +52,14 @@ def open_trash(target: Path, folder: str) -> Path:
 
 
 def state_of(segment: Input, folder: Path) -> str:
-    """same, changed or gone: what of a manifest's segment lies in `folder`."""
+    """same, changed or gone: what of a manifest's segment lies in `folder`.
+
+    Read again only if it may have been touched since the merge read it: a rename keeps what tells that.
+    """
     path = folder / segment.name
     try:
+        if is_file_that_was_read(path, segment.size_bytes, segment.inode, segment.mtime_ns):
+            return "same"
         if os.lstat(path).st_size != segment.size_bytes:
             return "changed"
         return "same" if hash_file(path) == (segment.size_bytes, segment.sha256) else "changed"

@@ -47,7 +47,7 @@ def check_merge(probed: Probe, output: Probe, plan: Plan, runs: Sequence[Run]) -
             continue
         if stream.packets != packets:
             raise OutputWrong(f"{stream.packets} of {packets} {stream.type} packets are in it")
-        same = output.payload_sha256[stream.type] == probed.payload_sha256[stream.type]
+        same = output.payload_hash[stream.type] == probed.payload_hash[stream.type]
         if not (same or encoded[stream.type] or rewritten[stream.type]):
             raise OutputWrong(f"its {stream.type} packets are not those of the segments")
     duration_s = duration_of(merged)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import functools
-import hashlib
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import msgspec
+import xxhash
 from msgspec import Meta
 
 from zq.context import JobContext, ProcessLimits, ProcessResult
@@ -98,10 +98,15 @@ class _Totals(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """All files of one call; `payload_sha256` per type of stream, over the packets of all files in order."""
+    """All files of one call; `payload_hash` per type of stream, over the packets of all files in order.
+
+    XXH3-128 of the bytes and of the lengths: it finds what a muxer lost or mixed up, in a thirtieth of the time of
+    SHA-256. Whoever made two recordings of one hash would still have to make FFmpeg turn the one into the other; what
+    names a segment or a video is SHA-256.
+    """
 
     files: tuple[FileProbe, ...]
-    payload_sha256: dict[str, str]
+    payload_hash: dict[str, str]
 
 
 def scan(folder: Path, names: Sequence[str], on_file: Callable[[int], None] = lambda done: None) -> Probe | None:
@@ -112,7 +117,7 @@ def scan(folder: Path, names: Sequence[str], on_file: Callable[[int], None] = la
     totals: dict[str, tuple[Any, Any]] = {}
 
     def take(track: webm_scan.Track) -> None:
-        total, lengths = totals.setdefault(track.described["type"], (hashlib.sha256(), hashlib.sha256()))
+        total, lengths = totals.setdefault(track.described["type"], (xxhash.xxh3_128(), xxhash.xxh3_128()))
         lengths.update(array.array("I", map(len, track.held)).tobytes())
         if track.described["type"] == "audio":
             total.update(b"".join(track.held))
@@ -132,7 +137,7 @@ def scan(folder: Path, names: Sequence[str], on_file: Callable[[int], None] = la
         streams = tuple(StreamProbe(**track.described, **track.timing()) for track in tracks)
         files.append(FileProbe(name, streams))
         on_file(len(files))
-    hashes = {kind: hashlib.sha256(a.digest() + b.digest()).hexdigest() for kind, (a, b) in totals.items()}
+    hashes = {kind: a.hexdigest() + b.hexdigest() for kind, (a, b) in totals.items()}
     return Probe(tuple(files), hashes)
 
 

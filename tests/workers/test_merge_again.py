@@ -9,14 +9,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.workers.merge_recordings import CASES, FFMPEGS, MEDIA, Job, Recording, lay_out, packets
 from zq.exams.segments import MergeRefused
 from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.merge_files import SegmentChanged
+from zq.workers.merge_marker import find_marker, output_is_there
 from zq.workers.merge_run import MergeResult, MergeSettings, run_merge
-from zq.workers.merge_trash import Emptied, empty
+from zq.workers.merge_trash import Emptied, empty, state_of
 
 
 def test_a_second_merge_has_nothing_to_do(tmp_path: Path) -> None:
@@ -219,6 +221,30 @@ def test_clean_up_deletes_the_merged_segments_and_nothing_else(tmp_path: Path) -
     again = recording.clean_up()
     assert (again["deleted"], again["gone"], again["kept"]) == (0, 7, 1)
     assert (recording.request.target / result.video).exists()
+
+
+def test_clean_up_reads_a_segment_again_only_if_it_was_touched(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    target, folder = recording.request.target, recording.request.folder
+    recording.merge()
+    marker = find_marker(target, recording.request.exam_id, recording.request.student_id)
+    assert marker is not None
+    untouched, touched, replaced, *_ = marker.inputs
+    os.utime(folder / touched.name)
+    (folder / "copy").write_bytes((folder / replaced.name).read_bytes()[:-1] + b"?")
+    shutil.copystat(folder / replaced.name, folder / "copy")
+    os.replace(folder / "copy", folder / replaced.name)
+    other = "0" * 64
+    assert state_of(msgspec.structs.replace(untouched, sha256=other), folder) == "same"  # its bytes were not asked for
+    assert [state_of(segment, folder) for segment in (touched, replaced)] == ["same", "changed"]
+    assert state_of(msgspec.structs.replace(touched, sha256=other), folder) == "changed"
+    assert output_is_there(msgspec.structs.replace(marker, output_sha256=other), target)
+    os.utime(target / marker.output)
+    assert output_is_there(marker, target)
+    assert not output_is_there(msgspec.structs.replace(marker, output_sha256=other), target)
+    # Of a manifest that does not say which files they were everything is read.
+    older = msgspec.structs.replace(untouched, inode=0, mtime_ns=0, sha256=other)
+    assert state_of(older, folder) == "changed"
 
 
 def _late(recording: Recording, content: bytes) -> Path:

@@ -57,9 +57,9 @@ def test_counts_hashes_and_times(tmp_path: Path) -> None:
     assert [f.streams[0].packets for f in found.files] == [21] * 5
     assert [f.streams[1].packets for f in found.files] == [33] * 5
     assert all(s.rising for f in found.files for s in f.streams)
-    assert len(set(found.payload_sha256)) == 2
+    assert len(set(found.payload_hash)) == 2
     swapped = probed(tmp_path, [names[1], names[0], *names[2:]])
-    assert swapped.payload_sha256 != found.payload_sha256
+    assert swapped.payload_hash != found.payload_hash
     video = found.files[0].of_type("video")
     assert video is not None
     assert (video.width_px, video.height_px, video.codec) == (240, 180, "vp8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -40,14 +39,14 @@ def quick(content: bytes) -> tuple[list[dict[str, Any]], dict[str, str]] | None:
     found = scan(Path(), ["r00000.webm"])
     if found is None:
         return None
-    return [msgspec.to_builtins(stream) for stream in found.files[0].streams], found.payload_sha256
+    return [msgspec.to_builtins(stream) for stream in found.files[0].streams], found.payload_hash
 
 
 def by_pyav(content: bytes) -> tuple[list[dict[str, Any]], dict[str, str]]:
     Path("r00000.webm").write_bytes(content)
     totals: dict[str, tuple[Any, Any]] = {}
     streams = probe_child.probe("r00000.webm", "matroska", totals)["streams"]
-    hashes = {kind: hashlib.sha256(a.digest() + b.digest()).hexdigest() for kind, (a, b) in totals.items()}
+    hashes = {kind: a.hexdigest() + b.hexdigest() for kind, (a, b) in totals.items()}
     return [msgspec.to_builtins(msgspec.convert(stream, StreamProbe)) for stream in streams], hashes
 
 
