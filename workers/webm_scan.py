@@ -30,7 +30,8 @@ _VOID = 0xEC
 _BESIDE = frozenset({0x114D9B74, 0x1C53BB6B, 0x1254C367, _VOID})
 """SeekHead, Cues, Tags, Void: nothing in them matters here."""
 _KEY, _LACED = 0x80, 0x06
-_SHORT_BLOCK, _LONG_BLOCK = struct.Struct(">BBBhB").unpack_from, struct.Struct(">BHBhB").unpack_from
+_SHORT_BLOCK, _LONG_BLOCK = struct.Struct(">BhB").unpack_from, struct.Struct(">BBhB").unpack_from
+_IS_KEY = bytes(flags >= _KEY for flags in range(256))
 _FIRST = operator.itemgetter(0)
 _TIMESTAMP, _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xE7, 0xA3, 0xA0, 0xA1
 _IN_CLUSTER_BESIDE = frozenset({0xA7, 0xAB, 0xEC})
@@ -45,6 +46,9 @@ _PLAIN_TRACK = frozenset({
 _MS = 1_000_000
 _OPUS_MS = (10, 20, 40, 60) * 3 + (10, 20) * 2 + (2.5, 5, 10, 20) * 4
 """Of a frame, by the five bits that begin its packet."""
+
+
+Takers = tuple[Callable[[int], None], Callable[[int], None], Callable[[bytes], None]]
 
 
 class Irregular(Exception):
@@ -84,7 +88,7 @@ class Track:
         if not self.packets:
             self.first = times[0]
         self.packets += len(times)
-        self.key_frames += sum(map(_KEY.__le__, self.flags))
+        self.key_frames += self.flags.translate(_IS_KEY).count(1)
         self.last = times[-1]
         if self.opus:
             self.count_sound(self.held[-len(times) :])
@@ -173,6 +177,8 @@ class _Scanner:
         self.ordered: list[Track] = []
         self.tracks: dict[int, Track] = {}
         """By the first byte of their blocks."""
+        self.takers: dict[int, Takers] = {}
+        """How each of them takes a block: its time, its flags, its payload. Looked up once, not for each block."""
         self.scale_seen = False
         self.window = b""
         self.start = 0
@@ -268,36 +274,44 @@ class _Scanner:
             if number | 0x80 in self.tracks:
                 _no("two tracks of one number")
             self.tracks[number | 0x80] = track
+            self.takers[number | 0x80] = track.times.append, track.flags.append, track.held.append
             self.ordered.append(track)
 
     def clusters(self, offset: int, end: int, *, open_end: bool) -> int:
         """From the first byte of a cluster's body; to where the next element of the segment begins.
 
-        The blocks of a recorder's hour are a quarter of a million: this loop is where the time goes.
+        The blocks of a recorder's hour are a quarter of a million: the inner loop is where the time goes.
         """
         window, start, limit = self.window, self.start, len(self.window)
         cluster_ms = -1
-        tracks: dict[int, Track] = {}  # none before the cluster has said its time
+        takers: dict[int, Takers] = {}  # none before the cluster has said its time
         while offset < end:
             at = offset - start
             if at + _HEAD_MAX > limit:
                 window = self.look(offset, min(WINDOW_BYTES, self.size_bytes - offset))
                 start, limit, at = offset, len(window), 0
-            if at + _HEAD_MAX <= limit and window[at] == _SIMPLE_BLOCK and window[at + 1] >= 0x40:
+            first, last = at, min(limit, end - start)
+            while at + _HEAD_MAX <= last and window[at] == _SIMPLE_BLOCK:
                 # The size is one byte or two; then a byte of track, two of time, one of flags.
-                if window[at + 1] >= 0x80:
-                    _, length, number, relative, flags = _SHORT_BLOCK(window, at)
-                    begin, stop = at + 6, at + 2 + (length & 0x7F)
+                size = window[at + 1]
+                if size >= 0x80:
+                    number, relative, flags = _SHORT_BLOCK(window, at + 2)
+                    begin, stop = at + 6, at + 2 + (size & 0x7F)
+                elif size >= 0x40:
+                    low, number, relative, flags = _LONG_BLOCK(window, at + 2)
+                    begin, stop = at + 7, at + 3 + ((size & 0x3F) << 8 | low)
                 else:
-                    _, length, number, relative, flags = _LONG_BLOCK(window, at)
-                    begin, stop = at + 7, at + 3 + (length & 0x3FFF)
-                track = tracks.get(number)
-                if begin < stop <= limit and start + stop <= end and track is not None and not flags & _LACED:
-                    track.times.append(cluster_ms + relative)
-                    track.flags.append(flags)
-                    track.held.append(window[begin:stop])
-                    offset = start + stop
-                    continue
+                    break
+                if not begin < stop <= last or flags & _LACED or number not in takers:
+                    break
+                take_time, take_flags, take_payload = takers[number]
+                take_time(cluster_ms + relative)
+                take_flags(flags)
+                take_payload(window[begin:stop])
+                at = stop
+            if at > first:
+                offset = start + at
+                continue
             ident, length, width = _element(window, at)
             if open_end and (ident == _CLUSTER or (ident in _BESIDE and ident != _VOID)):
                 return offset
@@ -311,7 +325,7 @@ class _Scanner:
                 cluster_ms = int.from_bytes(content[:8], "big")
                 if length > 8 or cluster_ms > MOMENT_MS_MAX:
                     _no("a moment in another age")
-                tracks = self.tracks
+                takers = self.takers
             elif ident == _SIMPLE_BLOCK:
                 self.block(content, cluster_ms, None, key=len(content) > 3 and content[3] >= _KEY)
             elif ident == _BLOCK_GROUP:
