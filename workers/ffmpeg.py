@@ -65,8 +65,22 @@ def _from_wheel() -> str | None:
     return str(programs[-1]) if programs else None
 
 
-def copy_argv(ffmpeg: str, source: str, output: str) -> list[str]:
-    """Copy the streams of `source`, a run or a `concat_list` of runs, into a seekable file."""
+# Threads wait for the frames between: key frames alone take half the time with one. The loop filter smooths what was
+# decoded for the eye, and cannot fail.
+_KEYS_ONLY = ("-threads", "1", "-skip_frame:v", "nokey", "-skip_loop_filter:v", "all")
+_TO_NOWHERE = ("-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-f", "null", "-")
+
+
+def copy_argv(ffmpeg: str, source: str, output: str, *, decode_keys: bool = False) -> list[str]:
+    """Copy the streams of `source`, a run or a `concat_list` of runs, into a seekable file.
+
+    `decode_keys`: and decode each key frame that is copied, as `decode_argv` would those of the copy; it is right if
+    FFmpeg exits 0 and says nothing.
+    """
+    if decode_keys:
+        decode = (*("-map", "0:v"), *_TO_NOWHERE)
+        copy = ("-map", "0", "-c", "copy", *_output(output))
+        return [ffmpeg, *_COMMON, "-xerror", *_KEYS_ONLY, *_input(source), *copy, *decode]
     # The joined bytes of an MPEG-TS break its counters at every seam, which -xerror takes for damage.
     strict = () if source.endswith(".ts") else ("-xerror",)
     return [*(ffmpeg, *_COMMON, *strict, *_input(source), "-map", "0", "-c", "copy"), *_output(output)]
@@ -145,14 +159,8 @@ def decode_argv(ffmpeg: str, output: str, *, full: bool) -> list[str]:
     `full`: every picture and all sound. Else the key frames: what was copied bit for bit decodes as it did, if the
     decoder is the right one, and sound alone would take longer than all the rest of a merge.
     """
-    # Threads wait for the frames between: key frames alone take half the time with one. The loop filter smooths what
-    # was decoded for the eye, and cannot fail.
-    keys_only = ("-threads", "1", "-skip_frame:v", "nokey", "-skip_loop_filter:v", "all")
-    pace = ("-threads", str(THREADS)) if full else keys_only
-    return [
-        *(ffmpeg, *_COMMON, "-xerror", *pace, *_input(output), "-map", "0" if full else "0:v"),
-        *("-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-f", "null", "-"),
-    ]
+    pace = ("-threads", str(THREADS)) if full else _KEYS_ONLY
+    return [ffmpeg, *_COMMON, "-xerror", *pace, *_input(output), "-map", "0" if full else "0:v", *_TO_NOWHERE]
 
 
 def _input(name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from zq.workers.ffmpeg import Sound
 from zq.workers.merge_files import Collected, Settling, join_run, link_run, open_regular
 from zq.workers.merge_media import Container, walk
 from zq.workers.merge_plan import Group, Plan, Run, group_runs, make_plan
-from zq.workers.merge_verify import OutputWrong, check_merge
+from zq.workers.merge_verify import OutputWrong, check_merge, shows_the_same
 from zq.workers.probe import BadFile, Probe, probe, scan
 
 LIST_NAME = "l.ffconcat"
@@ -28,6 +28,9 @@ OUTPUT_FACTOR = 1.5
 """A copy may be this much larger than its segments, and no larger."""
 ENCODED_FACTOR = 8
 """What is encoded anew may be this much larger: a recorder's rate is not ours."""
+DECODE_ALONG_BYTES_MAX = 64 * 1024 * 1024
+"""A recording that is no larger is decoded while it is copied: the start of an FFmpeg is a tenth of its merge. A larger
+one is decoded afterwards, while it is hashed and brought to the disk."""
 DISK_SPARE_BYTES = 64 * 1024 * 1024
 
 
@@ -94,15 +97,18 @@ class FilmMaker:
         )
         self._size_bytes = sum(collected[name].size_bytes for run in runs for name in run.segments)
         names, gaps, seams = self._lay_out(runs, collected, ordered.gaps)
-        probed = self._probe_runs(runs, names, seams)
+        probed, regular = self._probe_runs(runs, names, seams)
         plan = make_plan(runs, probed.files)
         output = self.work / ("out" + plan.suffix)
+        decoded = False
         if plan.groups:
             self._make_parts(names, plan, output)
         else:
-            self._copy(list(zip(names, plan.durations_s, strict=True)), output.name, plan.total_s, (30, 70))
+            parts = list(zip(names, plan.durations_s, strict=True))
+            along = regular and not self.limits.full_decode and self._size_bytes <= DECODE_ALONG_BYTES_MAX
+            decoded = self._copy(parts, output.name, plan.total_s, (30, 70), decode_keys=along)
         with Settling(output) as settling:
-            merged = self._verify(output, probed, plan, runs)
+            merged = self._verify(output, probed, plan, runs, decoded=decoded)
             file = settling.result()
         return Film(output, file, plan, len(runs), merged, gaps, self._cost)
 
@@ -132,18 +138,20 @@ class FilmMaker:
             self._progress.at(10 + 5 * number / len(runs), "joining chunks")
         return names, tuple(gaps), seams
 
-    def _probe_runs(self, runs: Sequence[Run], names: Sequence[str], seams: Mapping[int, Sequence[int]]) -> Probe:
-        """What is in the runs, and that every chunk continues the one before it."""
+    def _probe_runs(
+        self, runs: Sequence[Run], names: Sequence[str], seams: Mapping[int, Sequence[int]]
+    ) -> tuple[Probe, bool]:
+        """What is in the runs, and that every chunk continues the one before it; whether all are regular WebM."""
 
         def on_file(done: int) -> None:
             self._progress.at(15 + 15 * done / len(names), "probing")
 
         if (found := scan(self.work, names, on_file)) is not None:
-            return found
+            return found, True
         for number, offsets in seams.items():
             _check_seams(self.work / names[number], runs[number], offsets)
         try:
-            return probe(self.job, self.work, names, self._size_bytes, on_file)
+            return probe(self.job, self.work, names, self._size_bytes, on_file), False
         except BadFile as bad:
             raise bad.refused(runs[bad.index].segments[0]) from None
 
@@ -178,21 +186,40 @@ class FilmMaker:
         (self.work / list_name).write_text(ffmpeg.concat_list(runs), encoding="ascii")
         return list_name
 
-    def _copy(self, runs: Sequence[tuple[str, float]], output: str, total_s: float, share: tuple[float, float]) -> None:
+    def _copy(
+        self,
+        runs: Sequence[tuple[str, float]],
+        output: str,
+        total_s: float,
+        share: tuple[float, float],
+        *,
+        decode_keys: bool = False,
+    ) -> bool:
+        """Copy `runs` into one file; whether every key frame was decoded on the way, and rightly."""
         source = runs[0][0]
         if len(runs) > 1:
             (self.work / LIST_NAME).write_text(ffmpeg.concat_list(runs), encoding="ascii")
             source = LIST_NAME
+        if decode_keys:
+            argv = ffmpeg.copy_argv(self.limits.ffmpeg, source, output, decode_keys=True)
+            ended = self._ffmpeg(argv, self._output_bytes_max(OUTPUT_FACTOR), total_s, share, "merging")
+            if _is_silent_success(ended):
+                return True
+            # Which of the two went wrong, the two one after the other will tell.
         argv = ffmpeg.copy_argv(self.limits.ffmpeg, source, output)
         self._run(argv, output, OUTPUT_FACTOR, total_s, share, "merging")
+        return False
 
     def _run(
         self, argv: list[str], output: str, factor: float, total_s: float, share: tuple[float, float], what: str
     ) -> None:
-        before = max(self._size_bytes, sum(p.stat().st_size for p in self.work.glob("n*.mkv")))
-        ended = self._ffmpeg(argv, int(before * factor) + DISK_SPARE_BYTES, total_s, share, what)
+        ended = self._ffmpeg(argv, self._output_bytes_max(factor), total_s, share, what)
         if ended.returncode != 0 or not (self.work / output).is_file():
             _failed(ended)
+
+    def _output_bytes_max(self, factor: float) -> int:
+        before = max(self._size_bytes, sum(p.stat().st_size for p in self.work.glob("n*.mkv")))
+        return int(before * factor) + DISK_SPARE_BYTES
 
     def _ffmpeg(
         self, argv: list[str], size_bytes: int, total_s: float, share: tuple[float, float], what: str
@@ -221,7 +248,8 @@ class FilmMaker:
         self._cost.cpu_s += ended.cpu_s
         return ended
 
-    def _verify(self, output: Path, probed: Probe, plan: Plan, runs: Sequence[Run]) -> Probe:
+    def _verify(self, output: Path, probed: Probe, plan: Plan, runs: Sequence[Run], *, decoded: bool) -> Probe:
+        """Raises OutputWrong. `decoded`: the key frames of what `output` was copied from decode."""
         self._progress.at(70, "verifying")
         try:
             merged = scan(self.work, [output.name])
@@ -231,13 +259,14 @@ class FilmMaker:
             raise OutputWrong(f"the merged file cannot be read: {bad.problem}") from None
         check_merge(probed, merged, plan, runs)
         _check_seekable(output)
+        if decoded and shows_the_same(probed, merged):
+            return merged
         full = self.limits.full_decode or plan.encoding is not None
         argv = ffmpeg.decode_argv(self.limits.ffmpeg, output.name, full=full)
         begun_s = time.monotonic()
         ended = self._ffmpeg(argv, DISK_SPARE_BYTES, plan.total_s, (75, 95), "decoding")
         self._cost.decode_s = time.monotonic() - begun_s
-        # A decoder complains on stderr and exits 0: it must be silent too.
-        if ended.returncode != 0 or ended.stderr_tail.strip():
+        if not _is_silent_success(ended):
             said = ended.stderr_tail.strip()[-500:]
             raise OutputWrong(f"it does not decode (ffmpeg ended with {ended.returncode}): {said}")
         return merged
@@ -273,6 +302,11 @@ def _sound_of(plan: Plan, group: Group) -> Sound:
     if group.has_sound:
         return Sound.HEARD
     return Sound.SILENCE if plan.encodes_sound else Sound.ABSENT
+
+
+def _is_silent_success(ended: ProcessResult) -> bool:
+    """A decoder complains on stderr and exits 0: it must be silent too."""
+    return ended.returncode == 0 and not ended.stderr_tail.strip()
 
 
 def _failed(ended: ProcessResult) -> None:

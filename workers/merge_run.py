@@ -86,7 +86,8 @@ class MergeSettings:
 class MergeResult:
     """`already`: an earlier attempt had done it. `seconds` is the wall time of this attempt.
 
-    `decode_s` is that part of it in which the verification decoded. `peak_memory_bytes`: the most that the slot and one
+    `decode_s` is that part of it in which the verification only decoded; short recordings are decoded while they are
+    copied. `peak_memory_bytes`: the most that the slot and one
     FFmpeg had, added; `ffmpeg_cpu_s`: processor time of all its FFmpegs. `gaps` has a line for each.
     """
 

@@ -59,6 +59,15 @@ def check_merge(probed: Probe, output: Probe, plan: Plan, runs: Sequence[Run]) -
         raise OutputWrong(f"it lasts {duration_s:.3f} s, its parts {plan.total_s:.3f} s")
 
 
+def shows_the_same(probed: Probe, output: Probe) -> bool:
+    """Whether the pictures of `output`, which `check_merge` found to be those of `probed`, also decode as they do.
+
+    The same packets in the same order for the same decoder: the codec, the size and the decoder's own header.
+    """
+    pictures = [s for s in (f.of_type("video") for f in (*probed.files, *output.files)) if s is not None and s.packets]
+    return len({(s.codec, s.extradata, s.width_px, s.height_px, s.byte_stream) for s in pictures}) == 1
+
+
 def _check_sound(merged: FileProbe, last: FileProbe, plan: Plan) -> None:
     """Filled with silence where there was none; only at the very end it may stop as early as it did."""
     sound, end = merged.of_type("audio"), last.of_type("audio")

@@ -24,6 +24,7 @@ from zq.workers.merge_plan import Encoding
 ENCODING = Encoding(picture=True, sound=True, width_px=320, height_px=240)
 COMMANDS = {
     "remux": copy_argv("/bin/ffmpeg", "r00000.webm", "out.webm"),
+    "remux and decode": copy_argv("/bin/ffmpeg", "r00000.webm", "out.webm", decode_keys=True),
     "concat": copy_argv("/bin/ffmpeg", "l.ffconcat", "out.mp4"),
     "rewrap": part_argv("/bin/ffmpeg", "r00000.mp4", "n00000.mkv", None, sound=Sound.HEARD, total_s=2),
     "encode": part_argv("/bin/ffmpeg", "g00000.ffconcat", "n00000.mkv", ENCODING, sound=Sound.SILENCE, total_s=2),
@@ -50,6 +51,9 @@ def test_commands_say_what_is_copied_and_what_is_made_anew() -> None:
     assert "-cues_to_front" in COMMANDS["remux"]
     assert "+faststart" in concat
     assert "nokey" in COMMANDS["decode"]
+    assert "nokey" in COMMANDS["remux and decode"]
+    assert "file:out.webm" in COMMANDS["remux and decode"]
+    assert COMMANDS["remux and decode"][-3:] == COMMANDS["decode"][-3:] == ["-f", "null", "-"]
     assert "nokey" not in decode_argv("/bin/ffmpeg", "out.mp4", full=True)
     assert {"libx264", "libopus", "passthrough", "1:a:0", "anullsrc=r=48000:cl=mono:d=2.000000"} <= set(encode)
     assert "libx264" not in COMMANDS["rewrap"]

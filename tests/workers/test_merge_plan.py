@@ -10,7 +10,7 @@ import pytest
 from zq.exams.segments import MergeRefused
 from zq.workers.merge_media import Container
 from zq.workers.merge_plan import Encoding, Plan, Run, group_runs, make_plan
-from zq.workers.merge_verify import OutputWrong, check_merge
+from zq.workers.merge_verify import OutputWrong, check_merge, shows_the_same
 from zq.workers.probe import FileProbe, Probe, StreamProbe
 
 WEBM, MP4, TS, NONE = Container.WEBM, Container.MP4, Container.MPEG_TS, Container.NONE
@@ -172,6 +172,13 @@ def test_a_complete_copy_passes() -> None:
 def test_anything_less_does_not(output: FileProbe, hashes: dict[str, str], problem: str) -> None:
     with pytest.raises(OutputWrong, match=problem):
         check_merge(PROBED, Probe((output,), hashes), COPIED, RUNS)
+
+
+@pytest.mark.parametrize("other", [{"codec": "vp9"}, {"width_px": 8}, {"extradata": "x"}])
+def test_a_copy_decodes_as_its_parts_do_if_it_is_for_the_same_decoder(other: dict[str, Any]) -> None:
+    assert shows_the_same(PROBED, Probe((GOOD,), PAYLOAD))
+    assert not shows_the_same(PROBED, Probe((both(video=other),), PAYLOAD))
+    assert not shows_the_same(Probe((both(), both(video=other)), PAYLOAD), Probe((GOOD,), PAYLOAD))
 
 
 SILENT = FileProbe("r", (VIDEO,))

@@ -18,6 +18,9 @@ from tests.workers.merge_recordings import (
     ticks,
 )
 from zq.exams.segments import MergeRefused
+from zq.workers import merge_film
+from zq.workers.merge_run import MergeSettings, run_merge
+from zq.workers.merge_verify import OutputWrong
 
 STRATEGIES = {"resize-mid": "encode-picture", "audio-missing": "encode-sound"}
 
@@ -105,6 +108,37 @@ def test_a_byte_changed_after_the_upload_is_found(tmp_path: Path) -> None:
     victim.write_bytes(content)
     with pytest.raises(MergeRefused, match="changed_segment"):
         recording.merge()
+
+
+@pytest.mark.parametrize("ffmpeg", FFMPEGS)
+def test_a_short_recording_is_decoded_while_it_is_copied(
+    tmp_path: Path, ffmpeg: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for folder, most_bytes, full, programs in (("a", 1 << 30, False, 1), ("b", 0, False, 2), ("c", 1 << 30, True, 2)):
+        monkeypatch.setattr(merge_film, "DECODE_ALONG_BYTES_MAX", most_bytes)
+        recording = lay_out(tmp_path / folder, "restart-vp8-opus")
+        job = Job()
+        result = run_merge(job, recording.request, MergeSettings(ffmpeg=ffmpeg, full_decode=full))
+        assert len(job.programs) == programs
+        assert (result.decode_s > 0) == (programs == 2)
+        made.append((recording.request.target / result.video).read_bytes())
+    assert len(set(made)) == 1
+
+
+@pytest.mark.parametrize("ffmpeg", FFMPEGS)
+def test_a_key_frame_that_does_not_decode_is_found(tmp_path: Path, ffmpeg: str) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus", recorded=False)
+    victim = recording.request.folder / "00002-1795449377844.webm"
+    content = victim.read_bytes()
+    assert b"\x9d\x01\x2a" in content  # how a key frame of VP8 begins
+    victim.write_bytes(content.replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b", 1))
+    job = Job()
+    with pytest.raises(OutputWrong, match="does not decode"):
+        recording.merge(job, ffmpeg)
+    assert recording.beside() == []
+    # Copied and decoded at once, and then, to know which of the two it was, one after the other.
+    assert ["null" in argv for argv in job.programs] == [True, False, True]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
