@@ -15,6 +15,7 @@ from zq.broker.records import RESULT_DROPPED, AttemptRow, EventRow, JobRow, Kept
 from zq.protocol.job import ENDED, Cause, JobSpec, State, check_transition
 
 NO_JOB = bytes(16)
+_ACCEPT = Cause.ACCEPT  # as in `records`: looked up once
 _DETAIL_CHARS = 200
 """Of an error in an event; the attempt has all of it."""
 
@@ -64,8 +65,8 @@ class Book:
         """Take a job in. The caller has checked that its id is new and its key is free."""
         self.seq += 1
         row = new_row(spec, len(spec_bytes), digest, self.seq, now_ms)
-        check_transition(None, Cause.ACCEPT, row.state)
-        event = self._event(row, 0, Cause.ACCEPT, now_ms, "")
+        check_transition(None, _ACCEPT, row.state)
+        event = self._event(row, 0, _ACCEPT, now_ms, "")
         self._record(Step(None, row, spec=spec_bytes, events=(event,)))
         return row
 

@@ -48,6 +48,7 @@ IDLE_MS_MAX = 60_000
 IDLE_BEATS_MISSED = 3
 """So many BEATs of an idle worker may be missing before it counts as silent."""
 _RUNNING_SCAN = 4096
+_READY, _WORKER = State.READY, Role.WORKER  # as in `records`: looked up once
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class Core:
         return min(max(self.settings.heartbeat_ms, fair_ms), IDLE_MS_MAX)
 
     def _patience_ms(self, session: Session) -> int:
-        if session.role is not Role.WORKER:
+        if session.role is not _WORKER:
             return CLIENT_IDLE_MS
         idle_ms = 0 if session.leases else session.idle_ms
         return max(self.settings.session_timeout_ms, IDLE_BEATS_MISSED * idle_ms)
@@ -356,7 +357,7 @@ class Core:
 
     def _after(self, before: JobRow, row: JobRow) -> None:
         """An attempt has ended: the job waits again, or somebody waits for it."""
-        if row.state is not State.READY:  # one that was handed back is still let in by its concurrency key
+        if row.state is not _READY:  # one that was handed back is still let in by its concurrency key
             self.room.concurrency.left(before)
         if row.state in ENDED:
             self._notify(row)

@@ -24,6 +24,9 @@ from zq.protocol import messages as m
 from zq.protocol.job import Cause, Outcome, State
 
 _NO_USAGE = m.Usage()
+# As in `records`: what each job goes through, looked up once.
+_RUNNING, _DONE, _DISPATCH, _FINISH = State.RUNNING, State.DONE, Cause.DISPATCH, Cause.FINISH
+_SAID_DONE = Outcome.DONE
 
 
 @dataclass(eq=False, slots=True)
@@ -69,14 +72,14 @@ class Leases:
         self._next_token += 1
         after = replace(
             row,
-            state=State.RUNNING,
+            state=_RUNNING,
             attempt=row.attempt + 1,
             token=self._next_token,
             worker=session.instance,
             started_ms=now_ms,
             due_ms=0,
         )
-        self._book.move(row, after, Cause.DISPATCH, now_ms)
+        self._book.move(row, after, _DISPATCH, now_ms)
         lease = Lease(after.token, after, None)
         self.by_token[lease.token] = lease
         self._bind(lease, session)
@@ -151,15 +154,16 @@ class Leases:
         """The worker's word about the current lease. Returns the job's new row."""
         row = lease.row
         outcome = word.outcome
+        if outcome is _SAID_DONE:
+            attempt = self._attempt(lease, outcome, word.error, word.usage, now_ms)
+            kept = KeptResult(word.result, now_ms + self._result_ttl_ms) if word.result else None
+            after = _ended(row, _DONE, "", now_ms)
+            if kept is not None:
+                after = replace(after, result_until_ms=kept.expires_ms)
+            return self._close(lease, after, _FINISH, attempt, kept)
         if outcome is Outcome.LOST or (outcome is Outcome.CANCELLED and not row.cancel_asked):
             outcome = Outcome.FAILED
         attempt = self._attempt(lease, outcome, word.error, word.usage, now_ms)
-        if outcome is Outcome.DONE:
-            kept = KeptResult(word.result, now_ms + self._result_ttl_ms) if word.result else None
-            after = _ended(row, State.DONE, "", now_ms)
-            if kept is not None:
-                after = replace(after, result_until_ms=kept.expires_ms)
-            return self._close(lease, after, Cause.FINISH, attempt, kept)
         if row.cancel_asked:
             return self._close(lease, _ended(row, State.CANCELLED, word.error, now_ms), Cause.CANCEL, attempt)
         if outcome is Outcome.HANDED_BACK:

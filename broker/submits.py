@@ -13,6 +13,7 @@ from zq.protocol.messages import Receipt, ReceiptStatus
 
 RETRY_AFTER_MS = 2000
 _NO_ID = bytes(16)
+_READY, _SCHEDULED, _ACCEPTED = State.READY, State.SCHEDULED, ReceiptStatus.ACCEPTED  # as in `records`
 
 
 class Submits:
@@ -54,7 +55,7 @@ class Submits:
                 replaced = self._room.end(row, State.CANCELLED, Cause.REPLACE, detail, now_ms)
         row = self._book.accept(spec, spec_bytes, spec_digest, now_ms)
         self._room.enter(row)
-        return Receipt(spec.id, ReceiptStatus.ACCEPTED, row.state, warnings=self._warnings(row)), replaced
+        return Receipt(spec.id, _ACCEPTED, row.state, warnings=self._warnings(row)), replaced
 
     def _warnings(self, row: JobRow) -> list[str]:
         consumers = self._room.queues.get(row.queue).consumers.values()
@@ -78,7 +79,7 @@ class Submits:
                 return Code.BUSY, f"there are {limits.QUEUES_MAX} queues already"
             return None
         length_max = self._room.queues.get(queue).settings.length_max or limits.LIVE_JOBS_PER_QUEUE_MAX
-        if counts.by_state[State.READY] + counts.by_state[State.SCHEDULED] >= length_max:
+        if counts.by_state[_READY] + counts.by_state[_SCHEDULED] >= length_max:
             return Code.QUEUE_FULL, f"{length_max} jobs wait in queue '{queue}'"
         return None
 

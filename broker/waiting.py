@@ -16,6 +16,8 @@ from zq.broker.records import Index, JobRow
 from zq.broker.window import Window
 from zq.protocol.job import Cause, State
 
+_READY = State.READY  # as in `records`: looked up once
+
 
 class WaitingRoom:
     def __init__(self, book: Book) -> None:
@@ -29,7 +31,7 @@ class WaitingRoom:
         self._expiry = Window(lambda after, limit: view.scan(Index.EXPIRY, b"", after, limit), self._dry)
 
     def enter(self, row: JobRow) -> None:
-        if row.state is State.READY:
+        if row.state is _READY:
             row = self.concurrency.enter(row)
             if row.admitted:
                 self.queues.get(row.queue).lanes.add(row)
@@ -40,7 +42,7 @@ class WaitingRoom:
 
     def leave(self, row: JobRow) -> None:
         """The job no longer waits under this row. Its concurrency key is not given back: see `Concurrency.left`."""
-        if row.state is not State.READY:
+        if row.state is not _READY:
             self._due.discard(_time_key(row.due_ms, row))
         elif row.admitted:
             self.queues.get(row.queue).lanes.discard(row)

@@ -29,7 +29,7 @@ from zq.protocol.parts import (
 )
 
 
-class FromBroker(msgspec.Struct, frozen=True, array_like=True):
+class FromBroker(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of what the broker sends."""
 
 

@@ -66,7 +66,7 @@ class LeaseUsage(Part, frozen=True):
     """It has been quiet for longer than its task allows."""
 
 
-class FromPeer(msgspec.Struct, frozen=True, array_like=True):
+class FromPeer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of what peers send."""
 
 

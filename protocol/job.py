@@ -168,7 +168,7 @@ Bytes = Annotated[int, Meta(ge=0, le=limits.NEED_BYTES_MAX)]
 Tag = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
 
 
-class JobSpec(msgspec.Struct, frozen=True, array_like=True):
+class JobSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is submitted; never changes. Encoded once by the client, kept and handed on as those bytes.
 
     Times are durations in milliseconds, measured by the broker from the moment it accepts the job; only `run_at_ms`

@@ -38,7 +38,7 @@ class Role(StrEnum):
     its job, and ask about jobs in them."""
 
 
-class Part(msgspec.Struct, frozen=True, array_like=True):
+class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of what stands in the lists of messages."""
 
 
