@@ -16,6 +16,7 @@ process must end. The environment belongs to one thread of one process and is ne
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ from zq.broker.lmdb_view import (
 )
 from zq.broker.log_entry import UNREADABLE, decode_entry, encode_entry
 from zq.broker.pages import refuse_cut_short
-from zq.broker.records import FORMAT, EventRow, HourRow, JobRow, KeptResult
+from zq.broker.records import FORMAT, EventRow, HourRow, Index, JobRow, KeptResult
 from zq.broker.unsettled import Unsettled
 from zq.broker.upgrade import upgrade
 from zq.broker.wal import SIZE_BYTES, TAG_BYTES, LogDamaged, WriteAheadLog, make_log
@@ -322,6 +323,17 @@ class LmdbJournal(LmdbView):
     def key_holder(self, key: str) -> bytes | None:
         keys = self._unsettled.pending.keys
         return keys[key] if key in keys else self._key_holder_in(self._writer(), key)
+
+    def scan(
+        self, index: Index, prefix: bytes, after: bytes, limit: int, *, backwards: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """See View. What a queue has ready is asked for all the time while it is worked off: there, what is only in the
+        log stays there, so that most jobs come to the tables once, when they are done."""
+        if index is not Index.READY or backwards:
+            return super().scan(index, prefix, after, limit, backwards=backwards)
+        left, come = self._unsettled.pending.ready(prefix, after)
+        stay = (entry for entry in self._entries_in(self._writer(), index, prefix, after) if entry[0] not in left)
+        return sorted([*itertools.islice(stay, limit), *come])[:limit]
 
     def events(self, after: int, limit: int) -> list[EventRow]:
         fresh = self._unsettled.events

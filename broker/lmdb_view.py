@@ -7,6 +7,7 @@ must not stay for long.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -119,7 +120,12 @@ class LmdbView:
     def scan(
         self, index: Index, prefix: bytes, after: bytes, limit: int, *, backwards: bool = False
     ) -> list[tuple[bytes, bytes]]:
-        cursor = self._read().cursor(db=self._tables[index])
+        return list(itertools.islice(self._entries_in(self._read(), index, prefix, after, backwards), limit))
+
+    def _entries_in(
+        self, txn: lmdb.Transaction, index: Index, prefix: bytes, after: bytes, backwards: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        cursor = txn.cursor(db=self._tables[index])
         if backwards:
             start = min(after, prefix_end(prefix)) if after else prefix_end(prefix)
             placed = cursor.prev() if cursor.set_range(start) else cursor.last()
@@ -129,17 +135,13 @@ class LmdbView:
             if placed and after and cursor.key() == after:
                 placed = cursor.next()
             entries = cursor.iternext()
-        found: list[tuple[bytes, bytes]] = []
         if not placed:
-            return found
+            return
         for entry in entries:
             key, job_id = bytes(entry[0]), bytes(entry[1])
             if not key.startswith(prefix):
-                break
-            found.append((key, job_id))
-            if len(found) == limit:
-                break
-        return found
+                return
+            yield key, job_id
 
     def event(self, number: int) -> EventRow | None:
         data = self._read().get(number.to_bytes(8, "big"), db=self._tables["event"])

@@ -8,7 +8,7 @@ written to the tables once.
 from __future__ import annotations
 
 from zq.broker.journal import Step
-from zq.broker.records import drops_result, holds_key
+from zq.broker.records import drops_result, holds_key, ready_key, stands_ready
 
 
 class Pending:
@@ -27,6 +27,21 @@ class Pending:
                 self.keys[row.key] = None
         earlier = self.steps.get(row.id)
         self.steps[row.id] = step if earlier is None else joined(earlier, step)
+
+    def ready(self, prefix: bytes, after: bytes) -> tuple[set[bytes], list[tuple[bytes, bytes]]]:
+        """What has become of the ready jobs that the tables have: the keys that are theirs no more, and the entries
+        that are new, of the keys that begin with `prefix` and come behind `after`."""
+        left: set[bytes] = set()
+        come: list[tuple[bytes, bytes]] = []
+        for job_id, step in self.steps.items():
+            before, now = step.before, step.after
+            if before is not None and stands_ready(before):
+                left.add(ready_key(before))
+            if now is not None and stands_ready(now):
+                key = ready_key(now)
+                if key > after and key.startswith(prefix):
+                    come.append((key, job_id))
+        return left, come
 
     def clear(self) -> None:
         self.steps.clear()

@@ -236,6 +236,11 @@ def ready_key(row: JobRow) -> bytes:
     return lane_prefix(row.queue, lane_of_row(row), row.priority) + _u64(row.seq)
 
 
+def stands_ready(row: JobRow) -> bool:
+    """Whether it is in the READY index, under its `ready_key`."""
+    return row.state is _READY and row.admitted
+
+
 def _parked_key(row: JobRow) -> bytes:
     return key_digest(row.concurrency_key) + bytes((9 - row.priority,)) + _u64(row.seq)
 

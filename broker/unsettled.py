@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import lmdb
@@ -15,6 +16,7 @@ from zq.broker.records import EventRow, Index, drops_result, holds_key, index_ke
 
 Tables = dict[str, Any]
 _Entries = list[tuple[bytes, bytes]]
+_KEY = itemgetter(0)
 
 
 class Unsettled:
@@ -98,7 +100,7 @@ class Unsettled:
                 entries["result"].append((job_id, encode(step.result)))
         for name, new in entries.items():
             if new:
-                new.sort()
+                new.sort(key=_KEY)
                 txn.cursor(db=tables[name]).putmulti(new)
 
 

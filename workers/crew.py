@@ -177,14 +177,14 @@ class Crew:
         spec = effect.spec
         self._seqs += 1
         assignment = Assignment(
-            seq=self._seqs,
-            job_id=format_id(spec.id),
-            attempt=effect.attempt,
-            task=spec.task,
-            queue=spec.queue,
-            arguments=spec.arguments,
-            soft_limit_s=spec.soft_limit_ms / 1000,
-            kill_grace_s=self._section.kill_grace_s,
+            self._seqs,
+            format_id(spec.id),
+            effect.attempt,
+            spec.task,
+            spec.queue,
+            spec.arguments,
+            spec.soft_limit_ms / 1000,
+            self._section.kill_grace_s,
         )
         if place is None:
             assert lanes is not None

@@ -14,6 +14,9 @@ from zq.workers.leases import Doom, HeldLease, LeaseBook, Phase, Step, larger_us
 from zq.workers.questions import Questions
 from zq.workers.session_slots import SessionSlots
 
+# As in `leases`: what each job needs is looked up once.
+_RUNNING, _HANDED, _ENDING = Phase.RUNNING, Phase.HANDED, Phase.ENDING
+_START, _HAND, _REPORT = Step.START, Step.HAND, Step.REPORT
 RETURN_MS = 50
 """A lease that no slot takes for so long, because the jobs before it turned out slow, goes back to the broker."""
 
@@ -61,22 +64,24 @@ class Floor:
             if len(hand.leases) == 1:
                 self._start(lease, now_ms)
             else:
-                self._book.step(lease, Step.HAND)
+                self._book.step(lease, _HAND)
             self._out.append(io.StartJob(hand.slot, lease.token, lease.attempt, lease.spec))
 
     def _start(self, lease: HeldLease, now_ms: int) -> None:
-        self._book.step(lease, Step.START)
+        self._book.step(lease, _START)
         lease.started_ms = now_ms
+        if lease.doom is None:
+            return
         if lease.doom is Doom.CANCEL:
             self.end(lease, Outcome.CANCELLED, "cancelled")
-        elif lease.doom is Doom.ABANDON:
+        else:
             self.abandon(lease, "the job is no longer ours")
 
     def _leave_slot(self, lease: HeldLease, now_ms: int) -> None:
         """The lease is no longer in its slot, whose next job runs now."""
         follower = self._slots.drop(lease)
         self._book.vacate(lease)
-        if follower is not None and follower.phase is Phase.HANDED:
+        if follower is not None and follower.phase is _HANDED:
             self._start(follower, now_ms)
 
     def turn(self, now_ms: int) -> None:
@@ -108,7 +113,7 @@ class Floor:
         """No process of the attempt is left: its result waits for the broker."""
         self._questions.drop(lease)
         lease.result = make_result(lease, outcome, result=result, error=error, retry_after_ms=retry_after_ms)
-        self._book.step(lease, Step.REPORT)
+        self._book.step(lease, _REPORT)
 
     def end(self, lease: HeldLease, outcome: Outcome, error: str) -> None:
         """End the running attempt's tree; the result, decided now, is reported when the tree is gone."""
@@ -217,13 +222,13 @@ class Floor:
         if lease is None:
             return
         lease.usage = larger_usage(lease.usage, event.usage)
-        if lease.phase is Phase.ENDING and event.outcome is Outcome.DONE:
+        if lease.phase is _ENDING and event.outcome is Outcome.DONE:
             # Finished while its tree was being ended: what is done is done, and need not be done again.
             lease.result = make_result(lease, Outcome.DONE, result=event.result)
-        if lease.phase is Phase.HANDED:
+        if lease.phase is _HANDED:
             # The one before it was being ended, and had finished all the same.
             self._book.step(lease, Step.START)
-        if lease.phase is not Phase.RUNNING or lease.slot is None:
+        if lease.phase is not _RUNNING or lease.slot is None:
             return
         ran_ms = now_ms - lease.started_ms if event.ran_ms is None else event.ran_ms
         self._slots.paces[lease.queue].ended(ran_ms, now_ms)

@@ -10,7 +10,7 @@ from typing import Final
 
 DEPTH_MAX: Final = 512
 """Jobs in one slot; so many tickets fit into the smallest pipe (see `slots`)."""
-WORK_MS: Final = 30.0
+WORK_MS: Final = 60.0
 SHORT_MS: Final = 5
 """Only jobs that are as quick as this make the depth grow. A longer one shares its followers with an idle slot."""
 SLOW_MS: Final = 20

@@ -42,6 +42,7 @@ from zq.workers.stages import WORK_STEPS, Push, Work
 from zq.workers.uplink import Uplink
 
 SLOTS_MAX = limits.SLOTS_PER_WORKER_MAX
+_ENDED, _ACKED, _WORKING = Phase.ENDED, Step.ACKED, Work.WORKING  # as in `leases`: looked up once
 DELIVERY_MS = 5_000
 """When a drain's time is up: how much longer the last results may take to be acknowledged."""
 
@@ -221,7 +222,7 @@ class Session:
             queues = ", ".join(self._settings.queues)
             self.floor.finish(held, Outcome.FAILED, error=f"queue {spec.queue!r} came to a worker that serves {queues}")
             return None
-        if self.work is not Work.WORKING or there >= max(slots, self._most_announced.get(spec.queue, 0)):
+        if self.work is not _WORKING or there >= max(slots, self._most_announced.get(spec.queue, 0)):
             self.floor.finish(held, Outcome.HANDED_BACK)
             return None
         self.floor.wait(held, now_ms, extra=there >= slots)
@@ -230,8 +231,8 @@ class Session:
     def _on_acked(self, acked: m.Acked, now_ms: int) -> None:
         for token in (*acked.accepted, *acked.stale):
             lease = self.book.get(token)
-            if lease is not None and lease.phase is Phase.ENDED:
-                self.book.step(lease, Step.ACKED)
+            if lease is not None and lease.phase is _ENDED:
+                self.book.step(lease, _ACKED)
         if acked.stale:
             self._say(WARNING, f"{len(acked.stale)} results came too late: their jobs had gone elsewhere or ended")
 

@@ -102,7 +102,7 @@ class WorkerSection(Section, frozen=True):
     """Where jobs write: what is free there is for jobs that need disk. Empty means `exams.storage`, or `data_dir`."""
     disk_reserve_mib: Annotated[int, Meta(ge=0)] = 256
     """Of that, what jobs that need disk leave free."""
-    max_tasks_per_slot: Annotated[int, Meta(ge=0)] = 1000
+    max_tasks_per_slot: Annotated[int, Meta(ge=0)] = 10_000
     """A slot is replaced by a fresh process after so many jobs; 0 means never."""
     max_memory_per_slot_mib: Annotated[int, Meta(ge=0)] = 0
     """A slot that is larger after a job is replaced by a fresh process; 0 means never."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from zq.broker.check import check
 from zq.broker.hours import HOUR_MS
 from zq.broker.journal import Journal, JournalError, JournalRefused, Step
 from zq.broker.lmdb_journal import LmdbJournal
-from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, new_row, queue_prefix, state_prefix
+from zq.broker.records import AttemptRow, Index, JobRow, KeptResult, new_row, queue_prefix, ready_key, state_prefix
 from zq.protocol.job import Cause, JobSpec, Outcome, State, digest, encode_spec, job_id_from
 from zq.protocol.messages import Usage
 
@@ -159,6 +160,41 @@ def test_scanning_goes_both_ways_page_by_page(reopen: Reopen) -> None:
             after = page[-1][0]
         assert found == (expected[::-1] if backwards else expected)
     assert len(journal.scan(Index.DUE, b"", b"", 100)) == 8
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_ready_is_the_same_whether_it_is_in_the_tables_or_in_the_log(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    journal = LmdbJournal(tmp_path / "journal", map_size_bytes=1 << 24)
+    rows: list[JobRow] = []
+    for number in range(1, 120):
+        steps = []
+        for _ in range(chance.randrange(4)):
+            new = accept(1000 * number + len(rows), queue=chance.choice("ab"), priority=chance.randrange(10))
+            new = Step(None, replace(row_of(new), seq=len(rows) + 1), spec=new.spec)
+            steps.append(new)
+            rows.append(row_of(new))
+        taken = {row_of(step).id for step in steps}
+        for index in chance.sample(range(len(rows)), min(len(rows), chance.randrange(4))):
+            before = rows[index]
+            if before.id in taken or before.state is State.DONE:
+                continue
+            steps.append(finish(before) if before.state is State.RUNNING else Step(before, run(before)))
+            if before.state is State.RUNNING and chance.random() < 0.5:  # it is handed back
+                steps[-1] = Step(before, replace(before, state=State.READY))
+            rows[index] = row_of(steps[-1])
+        journal.commit(steps, 1000 + number)
+        prefix, after = queue_prefix(chance.choice("ab")), b""
+        if held := journal.scan(Index.READY, prefix, b"", 100):
+            after = chance.choice([b"", chance.choice(held)[0]])
+        limit = chance.randrange(1, 40)
+        from_both = journal.scan(Index.READY, prefix, after, limit)
+        expected = [(ready_key(row), row.id) for row in rows if row.state is State.READY]
+        assert from_both == sorted(e for e in expected if e[0].startswith(prefix) and e[0] > after)[:limit]
+        if chance.random() < 0.1:
+            journal.rows(b"", 1)  # puts what is in the log into the tables
+            assert journal.scan(Index.READY, prefix, after, limit) == from_both
+    journal.close()
 
 
 def test_a_batch_larger_than_the_map_makes_the_map_larger(tmp_path: Path) -> None:
