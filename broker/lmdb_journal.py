@@ -58,8 +58,12 @@ SETTLE_JOBS = 2048
 """Jobs whose steps wait in memory at most: bounds it, and the time of one settling."""
 CHECKPOINT_STEPS = 16_384
 """Steps between two checkpoints at most: bounds the pages that LMDB's transaction holds in memory."""
+SETTLE_AT_REST_JOBS = 64
+"""So many are put into the tables when nobody waits; of fewer, one that comes and goes is still written once."""
 CHECKPOINT_AFTER_MS = 1000
-"""The log is worked in after so long, for those who read the tables beside the broker."""
+"""The log is worked in when nobody waits after so long, for those who read the tables beside the broker."""
+CHECKPOINT_LATE_MS = 2000
+"""And after so long in any case."""
 
 
 class LmdbJournal(LmdbView):
@@ -193,12 +197,23 @@ class LmdbJournal(LmdbView):
         self._log_since_ms = self._log_since_ms or now_ms
 
     def tend(self, now_ms: int) -> None:
-        """Do what is due of settling and checkpoints. Call it when everything has been said."""
+        """Do what cannot be put off of settling and checkpoints. Call it when everything has been said."""
         if len(self._unsettled.pending.steps) >= SETTLE_JOBS:
             self._settle()
-        overdue = self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_AFTER_MS
+        overdue = self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_LATE_MS
         if overdue or self._steps_since >= CHECKPOINT_STEPS or self._log.half_full:
             self.checkpoint()
+
+    def rest(self, now_ms: int) -> None:
+        """Do what is due, and let go of the pages that mere reading has pinned. Call it when nobody waits: else the
+        first who asks for what only an index can say would wait for what a burst has left."""
+        if len(self._unsettled.pending.steps) >= SETTLE_AT_REST_JOBS:
+            self._settle()
+        if self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_AFTER_MS:
+            self.checkpoint()
+        if self._txn is not None and not self._changed:
+            self._txn.abort()
+            self._txn = None
 
     # ------------------------------------------------------------------------------------------ the tables
 
@@ -297,12 +312,6 @@ class LmdbJournal(LmdbView):
     def _read(self) -> lmdb.Transaction:
         self._settle()
         return self._writer()
-
-    def end_reading(self) -> None:
-        """Let go of the pages that mere reading has pinned."""
-        if self._txn is not None and not self._changed:
-            self._txn.abort()
-            self._txn = None
 
     def row(self, job_id: bytes) -> JobRow | None:
         step = self._unsettled.pending.steps.get(job_id)

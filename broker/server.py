@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import cast
 
 import zmq
 
@@ -37,7 +36,7 @@ from zq.config import Config
 from zq.protocol import codec, limits
 from zq.protocol.errors import Code, WireError
 from zq.protocol.messages import BrokerMessage, Refusal
-from zq.protocol.transport import guard
+from zq.protocol.transport import guard, readable, watch
 
 log = logging.getLogger("zq.broker")
 
@@ -151,29 +150,20 @@ class Server:
         which zmq_poll(3) cannot; so the sockets' descriptors are polled, which tell only of what has come since
         ZMQ_EVENTS was read. `watchful`: something has just happened, and what follows from it may be near."""
         sockets = [sock for sock in (self._router, self._access.zap) if sock is not None]
-        if timeout_s <= 0 or any(map(_readable, sockets)):
+        if timeout_s <= 0 or any(map(readable, sockets)):
             return
         if self._outbox:
             timeout_s = min(timeout_s, RETRY_S)
         due_s = time.monotonic() + timeout_s
-        if watchful and self._watch(min(timeout_s, WATCH_S)):
+        if watchful and watch(self._router, min(due_s, time.monotonic() + WATCH_S)):
             return
-        self._journal.end_reading()
+        self._journal.rest(self._clock.now_ms())
         asleep_s = due_s - WATCH_S - time.monotonic()
         if asleep_s > 0:
             descriptors = [self._wakeup.fileno(), *(sock.fileno() for sock in sockets)]
             if any(select.select(descriptors, [], [], asleep_s)):
                 return
-        self._watch(due_s - time.monotonic())
-
-    def _watch(self, for_s: float) -> bool:
-        """Look for a message without going to sleep; whether one has come. Everybody else may run meanwhile."""
-        until_s = time.monotonic() + for_s
-        while time.monotonic() < until_s and not self._stopping:
-            if _readable(self._router):
-                return True
-            os.sched_yield()
-        return False
+        watch(self._router, due_s)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         log.info("stopping", extra={"signal": signal.Signals(number).name})
@@ -188,7 +178,7 @@ class Server:
                 self.core.unreachable(peer)
         router, copy = self._router, not self._access.curve
         messages = size_bytes = 0
-        while messages < ROUND_MESSAGES and size_bytes < ROUND_BYTES and _readable(router):
+        while messages < ROUND_MESSAGES and size_bytes < ROUND_BYTES and readable(router):
             parts = router.recv_multipart(zmq.DONTWAIT, copy=copy)
             self._receive(parts, now_ms)
             messages += 1
@@ -282,10 +272,6 @@ class Server:
         self._journal.close()
         self._wakeup.close()
         self._wakeup_end.close()
-
-
-def _readable(sock: zmq.Socket[bytes]) -> bool:
-    return bool(cast(int, sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _bytes(part: bytes | zmq.Frame) -> bytes:

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import time
+from typing import Any, Final
 
 import zmq
 
 from zq.protocol import limits
+
+_POLLIN: Final = int(zmq.POLLIN)
+"""As a plain integer: arithmetic on pyzmq's flags is written in Python."""
+
+
+def readable(sock: zmq.Socket[Any]) -> bool:
+    """Whether a message is there. As every look at ZMQ_EVENTS it arms the socket's descriptor anew."""
+    events: int = sock.getsockopt(zmq.EVENTS)
+    return bool(events & _POLLIN)
+
+
+def watch(sock: zmq.Socket[Any], until_s: float) -> bool:
+    """Look for a message without going to sleep, until `time.monotonic()` is `until_s`; whether one has come.
+
+    To be woken up costs a processor that has gone to sleep, too, a good part of what an answer costs. Other processes
+    may run meanwhile (sched_yield(2)), other threads of this one may not.
+    """
+    while not readable(sock):
+        if time.monotonic() >= until_s:
+            return False
+        os.sched_yield()
+    return True
 
 
 def guard(sock: zmq.Socket[Any]) -> None:

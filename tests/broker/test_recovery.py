@@ -15,7 +15,7 @@ from tests.durability.plan import content, make_plan
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused, Notes, Step
 from zq.broker.journal_folder import LOG_FILE
-from zq.broker.lmdb_journal import LmdbJournal
+from zq.broker.lmdb_journal import SETTLE_AT_REST_JOBS, LmdbJournal
 from zq.broker.pending import joined
 
 
@@ -38,8 +38,10 @@ def test_it_says_what_a_journal_in_memory_says(tmp_path: Path, seed: int) -> Non
             journal = opened(tmp_path / "journal")
         elif what < 0.3:
             journal.checkpoint()
-        elif what < 0.5:
+        elif what < 0.4:
             journal.tend(now_ms)
+        elif what < 0.5:
+            journal.rest(now_ms)
         elif what < 0.7:
             assert content(journal) == plan.contents[number]
     assert content(journal) == plan.contents[-1]
@@ -48,6 +50,18 @@ def test_it_says_what_a_journal_in_memory_says(tmp_path: Path, seed: int) -> Non
     journal = opened(tmp_path / "journal")
     assert content(journal) == plan.contents[-1]
     assert check(journal) == []
+    journal.close()
+
+
+def test_at_rest_it_puts_what_a_burst_has_left_into_the_tables_and_leaves_the_rest(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "journal")
+    journal.commit([accept(number) for number in range(1, SETTLE_AT_REST_JOBS)], 1000)
+    journal.rest(1000)
+    assert len(journal._unsettled.pending.steps) == SETTLE_AT_REST_JOBS - 1
+    journal.commit([accept(SETTLE_AT_REST_JOBS)], 1000)
+    journal.rest(1000)
+    assert not journal._unsettled.pending.steps
+    assert len(journal.rows(b"", 1000)) == SETTLE_AT_REST_JOBS
     journal.close()
 
 
@@ -93,7 +107,8 @@ def test_a_job_id_that_is_used_again_at_once_leaves_nothing_of_the_old_job(tmp_p
         journal.close()
 
 
-def test_a_reader_beside_it_waits_for_what_is_only_in_the_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resting", [True, False])
+def test_a_reader_beside_it_waits_for_what_is_only_in_the_log(tmp_path: Path, *, resting: bool) -> None:
     """LMDB opens a file once in a process, so the reader has one of its own."""
     journal = opened(tmp_path / "journal")
     journal.commit([accept(1)], 1000)
@@ -106,8 +121,15 @@ def test_a_reader_beside_it_waits_for_what_is_only_in_the_log(tmp_path: Path) ->
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "True\n"
-        journal.tend(1500)
-        journal.tend(2000)
+        if resting:
+            journal.rest(1999)
+            assert journal._log_since_ms
+            journal.rest(2000)
+        else:
+            journal.tend(2999)
+            assert journal._log_since_ms
+            journal.tend(3000)
+        assert not journal._log_since_ms
         assert reader.stdout.read() == "1\n"
     journal.close()
 

@@ -17,9 +17,8 @@ from tests.conftest import LiveBroker
 from tests.ports import free_port
 from tests.waiting import wait_until
 from zq import AsyncClient, Client, JobRequest
-from zq.client import sync, verbs
+from zq.client import connection, sync, verbs
 from zq.client.blocking import IN_FLIGHT_MAX
-from zq.client.connection import Connection
 from zq.client.link import ClientSocket
 from zq.config import ClientSection, Config
 from zq.exceptions import Conflict, Invalid, JobFailed, Refused, ResultTimeout, Unavailable
@@ -27,6 +26,7 @@ from zq.protocol import limits
 from zq.protocol.errors import Code
 from zq.protocol.job import State, format_id, new_job_id
 from zq.protocol.messages import ReceiptStatus
+from zq.protocol.transport import watch
 
 
 def accepted(client: Client, queue: str = "q") -> int:
@@ -58,13 +58,12 @@ def test_an_answer_is_awaited_awake_only_where_no_other_thread_needs_the_interpr
     live_broker: LiveBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched: list[bool] = []
-    watch = Connection._watch
 
-    def noted(sock: ClientSocket, now_s: float) -> bool:
-        watched.append(watch(sock, now_s))
+    def noted(sock: ClientSocket, until_s: float) -> bool:
+        watched.append(watch(sock, until_s))
         return watched[-1]
 
-    monkeypatch.setattr(Connection, "_watch", staticmethod(noted))
+    monkeypatch.setattr(connection, "watch", noted)
     monkeypatch.setattr(threading, "active_count", lambda: 1)  # the test runner has threads of its own
     with Client(live_broker.config) as client:
         client.submit("m.f", queue="q")

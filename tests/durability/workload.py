@@ -47,6 +47,7 @@ def main() -> None:
         say("ACK", number)
         if number % TEND_EVERY == 0:
             journal.tend(plan.time_ms(number))
+            journal.rest(plan.time_ms(number))
 
 
 def _without_metasync(function, path, **options):  # type: ignore[no-untyped-def]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import threading
 import time
@@ -16,6 +15,7 @@ from zmq import zmq_poll
 
 from zq.client.link import LINGER_MS, ClientContext, ClientSocket, Link, new_session, open_socket
 from zq.client.session import Answered, Effect, GivenUp, Question, Reopen, Send
+from zq.protocol.transport import watch
 
 FRAMES_PER_TURN: Final = 1000
 """After so many frames without an outcome the caller gets a word in between."""
@@ -110,23 +110,13 @@ class Connection:
                 poller.poll(left_ms)
         else:
             sent = self.flush()
-            found: object = sent and threading.active_count() == 1 and self._watch(self._socket, now_s)
+            found: object = sent and threading.active_count() == 1 and watch(self._socket, now_s + WATCH_S)
             if not found:
                 found = zmq_poll([(self._socket, _POLLIN if sent else _POLLIN | _POLLOUT)], int(left_ms))
             if found and sent:
                 self._receive(self._socket, time.monotonic())
             else:
                 self.turn(time.monotonic())
-
-    @staticmethod
-    def _watch(sock: ClientSocket, now_s: float) -> bool:
-        """Look for the answer for a moment without going to sleep; whether something has come. Other processes may run
-        meanwhile, other threads of this one may not."""
-        while not cast(int, sock.getsockopt(zmq.EVENTS)) & _POLLIN:
-            if time.monotonic() - now_s >= WATCH_S:
-                return False
-            os.sched_yield()
-        return True
 
     def close(self) -> None:
         """Say BYE if a session stands. Blocks for at most `LINGER_MS` when the context is ended."""
