@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import zmq
 
@@ -16,8 +16,7 @@ _POLLIN: Final = int(zmq.POLLIN)
 
 def readable(sock: zmq.Socket[Any]) -> bool:
     """Whether a message is there. As every look at ZMQ_EVENTS it arms the socket's descriptor anew."""
-    events: int = sock.getsockopt(zmq.EVENTS)
-    return bool(events & _POLLIN)
+    return bool(cast(int, sock.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
 def watch(sock: zmq.Socket[Any], until_s: float) -> bool:
