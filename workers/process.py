@@ -225,3 +225,15 @@ def resident_bytes(pid: int) -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The most it has ever occupied (VmHWM of proc(5)): between two samples it may have been more than in either. 0 if
+    there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            _, _, after = file.read().partition(b"\nVmHWM:")
+            return int(after.split(maxsplit=1)[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from zq.protocol.messages import Usage
 from zq.workers.channel import SlotUsage
-from zq.workers.process import ProcessKey, key_of, living_below
+from zq.workers.process import ProcessKey, key_of, living_below, peak_rss_bytes
 
 if TYPE_CHECKING:
     import psutil
@@ -105,6 +105,8 @@ class Counters:
     read_bytes: int
     written_bytes: int
     moved_bytes: int
+    peak_rss_bytes: int = 0
+    """The most it was itself since it began; 0 if that is not known, or not all of it was in this attempt."""
 
 
 class Ledger:
@@ -137,6 +139,7 @@ class Ledger:
             self._trace = trace
             self.alive(now_s)
         cpu_s, rss_bytes, read_bytes, written_bytes, moved_bytes, processes = 0.0, 0, 0, 0, 0, 0
+        peak_rss_bytes = max((counters.peak_rss_bytes for _, counters in measured), default=0)
         for key, counters in measured:
             self._seen.add(key)
             processes += 1
@@ -156,7 +159,7 @@ class Ledger:
             alive_s=best.alive_s,
             cpu_s=max(best.cpu_s, cpu_s - base.cpu_s),
             rss_bytes=rss_bytes,
-            peak_rss_bytes=max(best.peak_rss_bytes, rss_bytes),
+            peak_rss_bytes=max(best.peak_rss_bytes, rss_bytes, peak_rss_bytes),
             read_bytes=max(best.read_bytes, read_bytes - base.read_bytes),
             written_bytes=max(best.written_bytes, written_bytes - base.written_bytes),
             moved_bytes=max(best.moved_bytes, moved_bytes - base.moved_bytes),
@@ -201,7 +204,7 @@ class TreeSampler:
         slot = key_of(self._slot_pid)
         keys = [] if slot is None else [slot, *living_below(self._slot_pid)]
         self._known = {key: process for key in keys if (process := self._known.get(key) or _open(key)) is not None}
-        measured = ((key, _measure(process)) for key, process in self._known.items())
+        measured = ((key, _measure(process, began_here=key != slot)) for key, process in self._known.items())
         return self._ledger.enter([(key, counters) for key, counters in measured if counters is not None], now_s)
 
 
@@ -225,7 +228,8 @@ def _open(key: ProcessKey) -> psutil.Process | None:
         return None
 
 
-def _measure(process: psutil.Process) -> Counters | None:
+def _measure(process: psutil.Process, *, began_here: bool = False) -> Counters | None:
+    """`began_here`: in this attempt, so that its peak is the attempt's. (The slot gives an account of its own peak.)"""
     import psutil
 
     try:
@@ -244,6 +248,7 @@ def _measure(process: psutil.Process) -> Counters | None:
         read_bytes=io.read_bytes if io else 0,
         written_bytes=io.write_bytes if io else 0,
         moved_bytes=io.read_chars + io.write_chars if io else 0,
+        peak_rss_bytes=peak_rss_bytes(process.pid) if began_here else 0,
     )
 
 

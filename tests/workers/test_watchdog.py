@@ -211,6 +211,27 @@ def test_account_agrees_with_the_kernels_for_a_known_load(driver: Driver, tmp_pa
     assert usage.processes >= 4
 
 
+SWELLS = "b'x' * (150 << 20); print('swollen', flush=True); input()"
+
+
+def test_what_a_process_was_between_two_samples_is_seen_also_the_second_time(driver: Driver) -> None:
+    """The kernel's account of children, which the slot gives, grows only with the largest of all time."""
+    with subprocess.Popen([PYTHON, "-c", "input()"], stdin=subprocess.PIPE) as parent:
+        sampler = TreeSampler(parent.pid, 0.0)
+        assert sampler.sample().peak_rss_bytes < 100 * MIB
+        parent.kill()
+    for _ in range(2):
+        program = f"import subprocess; subprocess.run([{PYTHON!r}, '-c', {SWELLS!r}])"
+        with subprocess.Popen([PYTHON, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+            sampler = TreeSampler(parent.pid, 0.0)
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"swollen\n"
+            sample = sampler.sample()
+            assert sample.rss_bytes < 100 * MIB
+            assert sample.peak_rss_bytes == pytest.approx(150 * MIB, rel=0.15)
+            parent.communicate(b"\n")
+
+
 def test_sampler_never_takes_another_process_for_its_own(driver: Driver) -> None:
     sleeper = subprocess.Popen(["sleep", "600"])
     sampler = TreeSampler(sleeper.pid, 0.0)
