@@ -67,7 +67,7 @@ class System:
     def __init__(self, folder: Path, slots: int) -> None:
         self._zq = Zq(folder)
         with open(self._zq.config_file, "a", encoding="utf-8") as file:
-            file.write(f"[queues.{QUEUE}]\nslots = {slots}\n[merge]\ntrash_keep_s = 0\n")
+            file.write(f"[queues.{QUEUE}]\nslots = {slots}\n")
         self.config: Config = load(self._zq.url, {})
         command = [sys.executable, "-m", "zq.workers", "--queue", QUEUE, "--config", self._zq.url]
         self.worker = Started(command, folder / "worker.log")
@@ -236,7 +236,10 @@ def crowd(folder: Path, system: System, students: int, segments: int, segment_s:
 
 @click.command()
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="A part; may be given several times.")
-@click.option("--hours", type=click.FloatRange(0.01, 24), default=1.0, show_default=True)
+@click.option(
+    "--hours", type=click.FloatRange(0.01, 24), default=1.0, show_default=True,
+    help="Of `hour`. Below a third of one its decode is a part of the copy, and of that figure.",
+)
 @click.option("--repetitions", type=click.IntRange(1, 20), default=3, show_default=True)
 @click.option("--most", type=click.IntRange(80, 100_000), default=20_000, show_default=True, help="Of `linear`.")
 @click.option("--students", type=click.IntRange(1, 5000), default=500, show_default=True)

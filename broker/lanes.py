@@ -64,7 +64,7 @@ def _loader(view: View, prefix: bytes) -> Callable[[bytes, int], list[tuple[byte
 
 
 class Lanes:
-    def __init__(self, queue: str, book: Book, dry: list[Window]) -> None:
+    def __init__(self, queue: str, book: Book, dry: list[Window], *, on_disk: bool) -> None:
         self._queue = queue
         self._book = book
         self._dry = dry
@@ -72,7 +72,7 @@ class Lanes:
         self._shut: dict[bytes, Lane] = {}
         self.sweep_at = SWEEP_AT
         """When there are so many, those in which nobody stands are forgotten."""
-        for key, row in self._on_disk():
+        for key, row in self._on_disk() if on_disk else ():
             lane = self._open.setdefault(key, Lane(queue, key, frozenset(row.tags)))
             lane.window(row.priority, book.view, dry, on_disk=True)
 

@@ -40,8 +40,9 @@ class Queue:
     """One queue: its ready jobs in lanes, its consumers in turn, its settings."""
 
     def __init__(
-        self, name: str, book: Book, settings: QueueSettings, headroom: Headroom, dry: list[Window]
+        self, name: str, book: Book, settings: QueueSettings, headroom: Headroom, dry: list[Window], *, on_disk: bool
     ) -> None:
+        """`on_disk`: the journal may have jobs of it that are ready."""
         self.name = name
         self._headroom = headroom
         self.settings = settings
@@ -50,7 +51,7 @@ class Queue:
         self.unserved_since_ms = 0
         self.unserved_told = False
         self._book = book
-        self.lanes = Lanes(name, book, dry)
+        self.lanes = Lanes(name, book, dry, on_disk=on_disk)
         self.consumers: dict[int, Session] = {}
         self._turn: deque[Session] = deque()
         self._in_turn: set[int] = set()
@@ -161,13 +162,16 @@ class Queues:
         }
         self.by_name: dict[str, Queue] = {}
         for name in sorted({*book.counts, *self._settings}):
-            self.get(name)
+            self._make(name, on_disk=True)
 
     def get(self, name: str) -> Queue:
-        queue = self.by_name.get(name)
-        if queue is None:
-            settings = self._settings.get(name, QueueSettings())
-            queue = self.by_name[name] = Queue(name, self._book, settings, self.headroom, self._dry)
+        # Whatever the journal has jobs of was made at the start, or is of this very batch.
+        return self.by_name.get(name) or self._make(name, on_disk=False)
+
+    def _make(self, name: str, *, on_disk: bool) -> Queue:
+        settings = self._settings.get(name, QueueSettings())
+        queue = Queue(name, self._book, settings, self.headroom, self._dry, on_disk=on_disk)
+        self.by_name[name] = queue
         return queue
 
     def watch(self, now_ms: int) -> None:

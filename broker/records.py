@@ -159,7 +159,7 @@ def new_row(spec: JobSpec, spec_size: int, spec_digest: bytes, seq: int, now_ms:
         due_ms if waits else 0,
         hard_limit_ms=spec.hard_limit_ms,
     )
-    if spec.concurrency_key or spec.tags or spec.disk_bytes or spec.memory_bytes:
+    if spec.concurrency_key or spec.concurrency_limit != 1 or spec.tags or spec.disk_bytes or spec.memory_bytes:
         return replace(
             row,
             concurrency_key=spec.concurrency_key,

@@ -16,6 +16,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from zq.workers.merge_resume import HEADER_BYTES_MAX, resume_at
 
 GAPS_PER_RUN_MAX = 200
 READ_BY_TWO_MIN = 200
+SETTLED_NS = 2_500_000_000
 _CHUNK_BYTES = 1024 * 1024
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -41,6 +43,9 @@ class Collected:
     container: Container
     inode: int
     mtime_ns: int
+    settled: bool = True
+    """Whether it had been left alone for a while when it was read. Else one more write may come under the same
+    modification time: file systems count in ticks, some of them in seconds."""
 
     def same_file(self, status: os.stat_result) -> bool:
         return (self.size_bytes, self.inode, self.mtime_ns) == (status.st_size, status.st_ino, status.st_mtime_ns)
@@ -76,7 +81,10 @@ def collect(path: Path) -> Collected:
         while length := file.readinto(view):
             head = head or bytes(view[: min(length, HEAD_BYTES)])
             digest.update(view[:length])
-        found = Collected(path.name, before.st_size, digest.hexdigest(), sniff(head), before.st_ino, before.st_mtime_ns)
+        settled = time.time_ns() - before.st_mtime_ns > SETTLED_NS
+        found = Collected(
+            path.name, before.st_size, digest.hexdigest(), sniff(head), before.st_ino, before.st_mtime_ns, settled
+        )
         if not found.same_file(os.fstat(file.fileno())) or file.tell() != before.st_size:
             raise SegmentChanged(f"{path.name!r} was written to while it was read")
     return found

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +38,8 @@ class Input(msgspec.Struct, frozen=True):
     duplicate_of: str = ""
     inode: _Size = 0
     mtime_ns: int = 0
-    """Of the file that was read and hashed; 0 in a bucket, and in manifests of older versions."""
+    """Of the file that was read and hashed. 0: not known, as in a bucket, in manifests of older versions, and of a file
+    that had just been written."""
     key: str = ""
     """In a bucket: of the object that it was, and that object's `etag`."""
     etag: str = ""
@@ -130,11 +130,17 @@ def output_is_right(marker: Marker, target: Path) -> bool:
 def is_file_that_was_read(path: Path, size_bytes: int, inode: int, mtime_ns: int) -> bool:
     """Whether `path` is still the very file, with the size and modification time, whose bytes were hashed.
 
-    False also where those are not known: then it has to be read again. Raises FileNotFoundError.
+    False also where those are not known: then it has to be read again. Raises FileNotFoundError, and MergeRefused for a
+    link.
     """
-    now = os.lstat(path)
-    known = (size_bytes, inode, mtime_ns)
-    return bool(inode) and stat.S_ISREG(now.st_mode) and (now.st_size, now.st_ino, now.st_mtime_ns) == known
+    if not inode:
+        return False
+    handle = open_regular(path)  # not by its name alone: NFS would tell what it has remembered of that
+    try:
+        now = os.fstat(handle)
+    finally:
+        os.close(handle)
+    return (now.st_size, now.st_ino, now.st_mtime_ns) == (size_bytes, inode, mtime_ns)
 
 
 def output_is_there(marker: Marker, target: Path) -> bool:

@@ -360,4 +360,5 @@ def _inputs(ordered: Ordered, collected: Mapping[str, Collected]) -> tuple[Input
 
 
 def _input(segment: Collected, same: str) -> Input:
-    return Input(segment.name, segment.size_bytes, segment.sha256, same, segment.inode, segment.mtime_ns)
+    inode, mtime_ns = (segment.inode, segment.mtime_ns) if segment.settled else (0, 0)
+    return Input(segment.name, segment.size_bytes, segment.sha256, same, inode, mtime_ns)

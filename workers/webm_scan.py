@@ -24,6 +24,7 @@ ELEMENT_BYTES_MAX = 64 << 20
 HEAD_BYTES_MAX = 1 << 20
 TRACKS_MAX = 8
 MOMENT_MS_MAX = 1 << 40
+SIZE_PX_MAX = 1 << 16
 _HEAD_MAX = 12
 _EBML, _SEGMENT, _CLUSTER, _TRACKS, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1549A966
 _VOID = 0xEC
@@ -260,7 +261,7 @@ class _Scanner:
 
     def info(self, content: bytes) -> None:
         for ident, value in _elements(content):
-            if ident == 0x2AD7B1 and int.from_bytes(value, "big") != _MS:
+            if ident == 0x2AD7B1 and _number(value) != _MS:
                 _no("another time scale")
         self.scale_seen = True
 
@@ -346,7 +347,7 @@ class _Scanner:
         found = dict(fields)
         if len(found) != len(fields) or not set(found) <= _IN_GROUP:
             _no("a group of another form")
-        duration = int.from_bytes(found[0x9B], "big") if 0x9B in found else None
+        duration = _number(found[0x9B], MOMENT_MS_MAX) if 0x9B in found else None
         self.block(found.get(_BLOCK, b""), cluster_ms, duration, key=0xFB not in found)
 
 
@@ -356,7 +357,7 @@ def _track(content: bytes) -> tuple[int, Track]:
     if len(found) != len(fields) or not set(found) <= _PLAIN_TRACK:
         _no("a track of another form")
     kind, codec = _CODECS.get(found.get(0x86, b"").rstrip(b"\0"), ("", ""))
-    number = int.from_bytes(found.get(0xD7, b""), "big")
+    number = _number(found.get(0xD7, b""))
     if not codec or not 0 < number < 0x80 or found.get(0x83) != (b"\x01" if kind == "video" else b"\x02"):
         _no("another codec")
     private = found.get(0x63A2, b"")
@@ -370,19 +371,27 @@ def _track(content: bytes) -> tuple[int, Track]:
         picture = dict(_elements(found.get(0xE0, b"")))
         if 0x55B2 in picture or 0x7670 in picture:  # other shapes than the plain
             _no("a projection")
-        width, height = (int.from_bytes(picture.get(ident, b""), "big") for ident in (0xB0, 0xBA))
+        width, height = (_number(picture.get(ident, b""), SIZE_PX_MAX) for ident in (0xB0, 0xBA))
         described |= {"width_px": width, "height_px": height, "byte_stream": False}
         if not width or not height:
             _no("no size")
     else:
         sound = dict(_elements(found.get(0xE1, b"")))
-        channels = int.from_bytes(sound.get(0x9F, b"\x01"), "big")
+        channels = _number(sound.get(0x9F, b"\x01"))
         if channels not in (1, 2) or private[:8] != b"OpusHead" or len(private) < 19 or private[9] != channels:
             _no("sound of another form")
         described |= {"sample_rate_hz": 48_000, "layout": ("mono", "stereo")[channels - 1]}
-    delay_ns = int.from_bytes(found.get(0x56AA, b""), "big")
-    default_ns = int.from_bytes(found.get(0x23E383, b""), "big")
+    delay_ns = _number(found.get(0x56AA, b""), MOMENT_MS_MAX * _MS)
+    default_ns = _number(found.get(0x23E383, b""), MOMENT_MS_MAX * _MS)
     return number, Track(described, default_ms=default_ns // _MS, delay_ms=(delay_ns + _MS // 2) // _MS)
+
+
+def _number(value: bytes, most: int = 1 << 32) -> int:
+    """Of a field, which may be of any length and is nobody's friend."""
+    number = int.from_bytes(value[:9], "big")
+    if len(value) > 8 or number > most:
+        _no("a number that is too large")
+    return number
 
 
 def _is_unknown(length: int, head: bytes, ident: int) -> bool:

@@ -185,7 +185,7 @@ class Died(BaseException):
     """As good as kill -9: nothing of the attempt runs on."""
 
 
-STEPS = ("fetching segments", "reading segments", "merging", "decoding", "still_mine", "sending the video",
+STEPS = ("fetching segments", "reading segments", "merging", "verifying", "still_mine", "sending the video",
          "reading the video back", "done")  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_what_comes_or_changes_during_the_merge_begins_it_anew(remote: Remote, t
     once: list[int] = []
 
     def come(name: str) -> None:
-        if name == "decoding" and not once:
+        if name == "verifying" and not once:
             once.append(1)
             remote.upload("restart-vp8-opus", first=4)
 
@@ -223,7 +223,7 @@ def test_what_comes_or_changes_during_the_merge_begins_it_anew(remote: Remote, t
         remote.merge(Job(at=come))
 
     def change(name: str) -> None:
-        if name == "decoding" and len(once) == 1:
+        if name == "verifying" and len(once) == 1:
             once.append(2)
             name = CASES["restart-vp8-opus"]["files"][0]["name"]
             remote.place.bucket.put(keys.segment(EXAM, STUDENT, name), b"other")

@@ -60,9 +60,13 @@ STEPS = ["reading segments", "joining chunks", "probing", "merging", "verifying"
 STEPS += ["publishing", "still_mine", "renamed", "done"]
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_step_and_run_again_it_ends_the_same(tmp_path: Path, step: str) -> None:
-    recording = lay_out(tmp_path, "reload-vp9-opus")
+@pytest.mark.parametrize(
+    ("case_id", "step"),
+    # The one is decoded after it is copied, the other meanwhile.
+    [*(("reload-vp9-opus", step) for step in STEPS), *(("restart-vp8-opus", s) for s in ("merging", "verifying"))],
+)
+def test_killed_at_any_step_and_run_again_it_ends_the_same(tmp_path: Path, case_id: str, step: str) -> None:
+    recording = lay_out(tmp_path, case_id)
     assert killed_at(recording, step)
     recording.assert_kept()
     published = step in ("renamed", "done")
@@ -71,7 +75,7 @@ def test_killed_at_any_step_and_run_again_it_ends_the_same(tmp_path: Path, step:
     result = recording.merge(job)
     assert result.already == published
     assert bool(job.programs) != published
-    assert packets(recording.request.target / result.video) == CASES["reload-vp9-opus"]["expect"]["packets"]
+    assert packets(recording.request.target / result.video) == CASES[case_id]["expect"]["packets"]
     left = [n for n in recording.beside() if not n.endswith("1.part")]  # the slot's own, swept by its next publish()
     assert left == [result.video, result.video + ".zq.json"]
     recording.assert_kept()
@@ -226,10 +230,15 @@ def test_clean_up_deletes_the_merged_segments_and_nothing_else(tmp_path: Path) -
 def test_clean_up_reads_a_segment_again_only_if_it_was_touched(tmp_path: Path) -> None:
     recording = lay_out(tmp_path, "restart-vp8-opus")
     target, folder = recording.request.target, recording.request.folder
+    *_, just_written = sorted(p for p in folder.iterdir() if p.suffix == ".webm")
+    for path in folder.iterdir():
+        if path != just_written:
+            os.utime(path, (time.time() - 60, time.time() - 60))
     recording.merge()
     marker = find_marker(target, recording.request.exam_id, recording.request.student_id)
     assert marker is not None
-    untouched, touched, replaced, *_ = marker.inputs
+    untouched, touched, replaced, *_, last = marker.inputs
+    assert (last.name, last.inode) == (just_written.name, 0)  # it might be written to once more in the same tick
     os.utime(folder / touched.name)
     (folder / "copy").write_bytes((folder / replaced.name).read_bytes()[:-1] + b"?")
     shutil.copystat(folder / replaced.name, folder / "copy")
@@ -245,6 +254,22 @@ def test_clean_up_reads_a_segment_again_only_if_it_was_touched(tmp_path: Path) -
     # Of a manifest that does not say which files they were everything is read.
     older = msgspec.structs.replace(untouched, inode=0, mtime_ns=0, sha256=other)
     assert state_of(older, folder) == "changed"
+
+
+def test_before_segments_go_for_good_the_video_is_read_once_more(tmp_path: Path) -> None:
+    recording = lay_out(tmp_path, "restart-vp8-opus")
+    video = recording.request.target / recording.merge().video
+    before = video.stat()
+    with video.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(Reject, match="output_wrong"):
+        recording.clean_up()
+    recording.assert_kept()
+    assert recording.clean_up(use_trash=True)["deleted"] == 5
 
 
 def _late(recording: Recording, content: bytes) -> Path:

@@ -30,8 +30,8 @@ CLEAN_UP_STEPS = ["clearing away merged segments", "before the trash is due"]
 FFMPEG = """#!/bin/sh
 # The real one; or, where the file says so, half of its work and a violent death.
 case "$*" in
-*"-f null"*) step="decoding|ffmpeg" ;;
-*) step="merging|ffmpeg" ;;
+*"-c copy"*) step="merging|ffmpeg" ;;
+*) step="decoding|ffmpeg" ;;
 esac
 if test -e {order} && test "$(/bin/cat {order})" = "$step"; then
     /bin/rm {order}

@@ -126,6 +126,20 @@ def test_of_damaged_bytes_it_says_what_pyav_says_or_nothing(seed: int) -> None:
     assert [(s["packets"], s["first_s"]) for s in found[0]] == [(s["packets"], s["first_s"]) for s in theirs[0]]
 
 
+@pytest.mark.parametrize("value", [b"\xff" * 9, b"\xff" * 200, b"\x01" + bytes(8), b"\xff" * 8])
+def test_a_number_of_any_length_is_no_trouble(value: bytes) -> None:
+    with pytest.raises(webm_scan.Irregular, match="too large"):
+        webm_scan._number(value)
+    scanner = webm_scan._Scanner(-1, 0, lambda track: None)
+    with pytest.raises(webm_scan.Irregular, match="too large"):
+        scanner.group(b"\x9b" + (0x4000 | len(value)).to_bytes(2, "big") + value, 0)
+    # PixelWidth of a track that is whole but for it.
+    picture = b"\xb0" + (0x4000 | len(value)).to_bytes(2, "big") + value + b"\xba\x81\x01"
+    track = b"\xd7\x81\x01\x83\x81\x01\x86\x85V_VP8\xe0" + (0x4000 | len(picture)).to_bytes(2, "big") + picture
+    with pytest.raises(webm_scan.Irregular, match="too large"):
+        webm_scan._track(track)
+
+
 _FIRST = RUNS["restart-0"][0]
 
 
