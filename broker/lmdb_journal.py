@@ -60,6 +60,10 @@ CHECKPOINT_STEPS = 16_384
 """Steps between two checkpoints at most: bounds the pages that LMDB's transaction holds in memory."""
 SETTLE_AT_REST_JOBS = 64
 """So many are put into the tables when nobody waits; of fewer, one that comes and goes is still written once."""
+BURST_STEPS = 512
+BURST_MS = 200
+"""After a burst, one of so many steps, it is worked in as soon as nobody waits, at most five times a second: the longer
+it stands, the likelier somebody comes meanwhile."""
 CHECKPOINT_AFTER_MS = 1000
 """The log is worked in when nobody waits after so long, for those who read the tables beside the broker."""
 CHECKPOINT_LATE_MS = 2000
@@ -209,7 +213,8 @@ class LmdbJournal(LmdbView):
         first who asks for what only an index can say would wait for what a burst has left."""
         if len(self._unsettled.pending.steps) >= SETTLE_AT_REST_JOBS:
             self._settle()
-        if self._log_since_ms and now_ms - self._log_since_ms >= CHECKPOINT_AFTER_MS:
+        after_ms = BURST_MS if self._steps_since >= BURST_STEPS else CHECKPOINT_AFTER_MS
+        if self._log_since_ms and now_ms - self._log_since_ms >= after_ms:
             self.checkpoint()
         if self._txn is not None and not self._changed:
             self._txn.abort()

@@ -15,7 +15,7 @@ from tests.durability.plan import content, make_plan
 from zq.broker.check import check
 from zq.broker.journal import JournalRefused, Notes, Step
 from zq.broker.journal_folder import LOG_FILE
-from zq.broker.lmdb_journal import SETTLE_AT_REST_JOBS, LmdbJournal
+from zq.broker.lmdb_journal import BURST_MS, BURST_STEPS, SETTLE_AT_REST_JOBS, LmdbJournal
 from zq.broker.pending import joined
 
 
@@ -62,6 +62,19 @@ def test_at_rest_it_puts_what_a_burst_has_left_into_the_tables_and_leaves_the_re
     journal.rest(1000)
     assert not journal._unsettled.pending.steps
     assert len(journal.rows(b"", 1000)) == SETTLE_AT_REST_JOBS
+    journal.close()
+
+
+def test_after_a_burst_the_log_is_worked_in_as_soon_as_nobody_waits(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "journal")
+    journal.commit([accept(number) for number in range(1, BURST_STEPS)], 1000)
+    journal.rest(1000 + BURST_MS)
+    assert journal._log_since_ms
+    journal.commit([accept(BURST_STEPS)], 1000 + BURST_MS - 1)
+    journal.rest(1000 + BURST_MS - 1)
+    assert journal._log_since_ms
+    journal.rest(1000 + BURST_MS)
+    assert not journal._log_since_ms
     journal.close()
 
 
