@@ -216,9 +216,8 @@ class LmdbJournal(LmdbView):
         after_ms = BURST_MS if self._steps_since >= BURST_STEPS else CHECKPOINT_AFTER_MS
         if self._log_since_ms and now_ms - self._log_since_ms >= after_ms:
             self.checkpoint()
-        if self._txn is not None and not self._changed:
-            self._txn.abort()
-            self._txn = None
+        if not self._changed:
+            self._drop_txn()
 
     # ------------------------------------------------------------------------------------------ the tables
 
@@ -264,9 +263,7 @@ class LmdbJournal(LmdbView):
 
     def _grow(self) -> None:
         """The map is address space; the disk's own bound is guarded before a submit is accepted."""
-        if self._txn is not None:
-            self._txn.abort()
-            self._txn = None
+        self._drop_txn()
         self._env.set_mapsize(self._env.info()["map_size"] * 2)
         epoch = self._epoch
         self._unsettled.clear()
@@ -313,6 +310,11 @@ class LmdbJournal(LmdbView):
         if self._txn is None:
             self._txn = self._env.begin(write=True)
         return self._txn
+
+    def _drop_txn(self) -> None:
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
 
     def _read(self) -> lmdb.Transaction:
         self._settle()
@@ -397,9 +399,7 @@ class LmdbJournal(LmdbView):
 
     def abandon(self) -> None:
         """Let go of everything as it is, as a killed process would. What was committed is in the log."""
-        if self._txn is not None:
-            self._txn.abort()
-            self._txn = None
+        self._drop_txn()
         self._log.close()
         self._env.close()
         os.close(self._lock)

@@ -14,7 +14,7 @@ from typing import Any
 
 from zq.exams.segment_index import sync_folder
 from zq.exceptions import Reject
-from zq.workers.merge_marker import Marker, find_marker, output_is_right, output_is_there
+from zq.workers.merge_marker import Marker, find_marker, output_is_right
 from zq.workers.merge_trash import open_trash, state_of, throw_away
 
 
@@ -57,8 +57,7 @@ def clean_up(
     if marker is None:
         raise Reject(f"no_manifest: no merged recording of {student_id} in exam {exam_id}; nothing was deleted")
     # What goes into the trash can come back; before anything goes for good, the video is read once more.
-    is_right = output_is_there if use_trash else output_is_right
-    if not is_right(marker, target):
+    if not output_is_right(marker, target, read_again=not use_trash):
         raise Reject(f"output_wrong: {marker.output} is not what its manifest says; nothing was deleted")
     return _delete(marker, target, on_segment, use_trash=use_trash)
 

@@ -77,13 +77,11 @@ def copy_argv(ffmpeg: str, source: str, output: str, *, decode_keys: bool = Fals
     `decode_keys`: and decode each key frame that is copied, as `decode_argv` would those of the copy; it is right if
     FFmpeg exits 0 and says nothing.
     """
-    if decode_keys:
-        decode = (*("-map", "0:v"), *_TO_NOWHERE)
-        copy = ("-map", "0", "-c", "copy", *_output(output))
-        return [ffmpeg, *_COMMON, "-xerror", *_KEYS_ONLY, *_input(source), *copy, *decode]
     # The joined bytes of an MPEG-TS break its counters at every seam, which -xerror takes for damage.
     strict = () if source.endswith(".ts") else ("-xerror",)
-    return [*(ffmpeg, *_COMMON, *strict, *_input(source), "-map", "0", "-c", "copy"), *_output(output)]
+    pace, decode = (_KEYS_ONLY, ("-map", "0:v", *_TO_NOWHERE)) if decode_keys else ((), ())
+    copy = ("-map", "0", "-c", "copy", *_output(output))
+    return [ffmpeg, *_COMMON, *strict, *pace, *_input(source), *copy, *decode]
 
 
 def part_argv(

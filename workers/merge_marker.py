@@ -6,7 +6,6 @@ segments it names and refuses without it. It appears after the merged file, whol
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -115,41 +114,34 @@ def decode_marker(content: bytes, where: str) -> Marker:
     return marker
 
 
-def output_is_right(marker: Marker, target: Path) -> bool:
-    """Whether the merged file is there with the bytes its manifest says."""
-    path = target / marker.output
-    try:
-        # The size first: most wrong files are found without reading them.
-        if os.lstat(path).st_size != marker.output_size_bytes:
-            return False
-        return hash_file(path) == (marker.output_size_bytes, marker.output_sha256)
-    except FileNotFoundError:
-        return False
-
-
-def is_file_that_was_read(path: Path, size_bytes: int, inode: int, mtime_ns: int) -> bool:
-    """Whether `path` is still the very file, with the size and modification time, whose bytes were hashed.
-
-    False also where those are not known: then it has to be read again. Raises FileNotFoundError, and MergeRefused for a
-    link.
+def has_bytes(path: Path, size_bytes: int, sha256: str, inode: int = 0, mtime_ns: int = 0) -> bool:
+    """Whether the file has these bytes. Not read if it is still the very one of `inode` (0: not known) and `mtime_ns`
+    whose bytes were hashed. Raises FileNotFoundError, and MergeRefused for a link.
     """
-    if not inode:
+    if inode and _identity(path) == (size_bytes, inode, mtime_ns):
+        return True
+    # The size first: most wrong files are found without reading them.
+    if os.lstat(path).st_size != size_bytes:
         return False
+    return hash_file(path) == (size_bytes, sha256)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
     handle = open_regular(path)  # not by its name alone: NFS would tell what it has remembered of that
     try:
         now = os.fstat(handle)
     finally:
         os.close(handle)
-    return (now.st_size, now.st_ino, now.st_mtime_ns) == (size_bytes, inode, mtime_ns)
+    return now.st_size, now.st_ino, now.st_mtime_ns
 
 
-def output_is_there(marker: Marker, target: Path) -> bool:
-    """`output_is_right`, without reading a file that has not been touched since its bytes were hashed."""
-    with contextlib.suppress(FileNotFoundError):
-        path = target / marker.output
-        if is_file_that_was_read(path, marker.output_size_bytes, marker.output_inode, marker.output_mtime_ns):
-            return True
-    return output_is_right(marker, target)
+def output_is_right(marker: Marker, target: Path, *, read_again: bool = True) -> bool:
+    """Whether the merged file is there with the bytes its manifest says. Not `read_again`: as in `has_bytes`."""
+    known = (0, 0) if read_again else (marker.output_inode, marker.output_mtime_ns)
+    try:
+        return has_bytes(target / marker.output, marker.output_size_bytes, marker.output_sha256, *known)
+    except FileNotFoundError:
+        return False
 
 
 def find_marker(target: Path, exam_id: str, student_id: str) -> Marker | None:

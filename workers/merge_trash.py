@@ -21,8 +21,8 @@ from typing import Any
 
 from zq.exams.segment_index import sync_folder
 from zq.exams.segments import MergeRefused
-from zq.workers.merge_files import SegmentChanged, hash_file
-from zq.workers.merge_marker import Input, is_file_that_was_read
+from zq.workers.merge_files import SegmentChanged
+from zq.workers.merge_marker import Input, has_bytes
 
 TRASH = ".zq-trash"
 
@@ -58,11 +58,8 @@ def state_of(segment: Input, folder: Path) -> str:
     """
     path = folder / segment.name
     try:
-        if is_file_that_was_read(path, segment.size_bytes, segment.inode, segment.mtime_ns):
-            return "same"
-        if os.lstat(path).st_size != segment.size_bytes:
-            return "changed"
-        return "same" if hash_file(path) == (segment.size_bytes, segment.sha256) else "changed"
+        same = has_bytes(path, segment.size_bytes, segment.sha256, segment.inode, segment.mtime_ns)
+        return "same" if same else "changed"
     except FileNotFoundError:
         return "gone"
     except (MergeRefused, SegmentChanged):

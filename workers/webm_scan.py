@@ -323,9 +323,7 @@ class _Scanner:
                 start, limit, at = offset, len(window), 0
             content = window[at + width : at + width + length]
             if ident == _TIMESTAMP:
-                cluster_ms = int.from_bytes(content[:8], "big")
-                if length > 8 or cluster_ms > MOMENT_MS_MAX:
-                    _no("a moment in another age")
+                cluster_ms = _number(content, MOMENT_MS_MAX)
                 takers = self.takers
             elif ident == _SIMPLE_BLOCK:
                 self.block(content, cluster_ms, None, key=len(content) > 3 and content[3] >= _KEY)

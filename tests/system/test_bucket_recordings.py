@@ -68,15 +68,19 @@ def parted(s3: S3, tmp_path: Path) -> Iterator[tuple[Parted, httpx.Client]]:
         system.stop()
 
 
+@pytest.fixture
+def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The same bucket, as this process sees it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_access_key)
+    return Bucket(f"s3://{s3.bucket}/exams", s3.endpoint, s3.region)
+
+
 @pytest.mark.long
 def test_a_worker_elsewhere_needs_nothing_but_the_bucket(
-    parted: tuple[Parted, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parted: tuple[Parted, httpx.Client], bucket: Bucket, tmp_path: Path
 ) -> None:
     system, client = parted
-    assert system.s3 is not None
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", system.s3.access_key_id)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", system.s3.secret_access_key)
-    bucket = Bucket(f"s3://{system.s3.bucket}/exams", system.s3.endpoint, system.s3.region)
     for case_id in ("ts-vp8-opus", "hostile-names", "missing-sequence"):
         student = student_of(case_id)
         log_in(client, student)
@@ -93,8 +97,8 @@ def test_a_worker_elsewhere_needs_nothing_but_the_bucket(
         assert job["state"] == "done", job
 
         def told(student: str = student) -> bool:
-            client.post("/v1/jobs", json={"task": "zq.workers.status.check_exams", "queue": "status_check"})
-            time.sleep(1)
+            check = client.post("/v1/jobs", json={"task": "zq.workers.status.check_exams", "queue": "status_check"})
+            ended(client, check.json()["id"])
             recording = client.get(f"/v1/exams/{EXAM}/students/{student}").json()["recording"]
             return bool(recording["state"] == "done")
 
@@ -114,13 +118,9 @@ def test_a_worker_elsewhere_needs_nothing_but_the_bucket(
 
 @pytest.mark.long
 def test_a_worker_elsewhere_that_is_killed_leaves_the_bucket_as_it_was(
-    parted: tuple[Parted, httpx.Client], monkeypatch: pytest.MonkeyPatch
+    parted: tuple[Parted, httpx.Client], bucket: Bucket
 ) -> None:
     system, client = parted
-    assert system.s3 is not None
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", system.s3.access_key_id)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", system.s3.secret_access_key)
-    bucket = Bucket(f"s3://{system.s3.bucket}/exams", system.s3.endpoint, system.s3.region)
     files = CASES["resize-mid"]["files"]
     log_in(client, "killed")
     for entry in files:

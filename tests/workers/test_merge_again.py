@@ -16,7 +16,7 @@ from tests.workers.merge_recordings import CASES, FFMPEGS, MEDIA, Job, Recording
 from zq.exams.segments import MergeRefused
 from zq.exceptions import LeaseLost, Reject, Retry
 from zq.workers.merge_files import SegmentChanged
-from zq.workers.merge_marker import find_marker, output_is_there
+from zq.workers.merge_marker import find_marker, output_is_right
 from zq.workers.merge_run import MergeResult, MergeSettings, run_merge
 from zq.workers.merge_trash import Emptied, empty, state_of
 
@@ -247,10 +247,10 @@ def test_clean_up_reads_a_segment_again_only_if_it_was_touched(tmp_path: Path) -
     assert state_of(msgspec.structs.replace(untouched, sha256=other), folder) == "same"  # its bytes were not asked for
     assert [state_of(segment, folder) for segment in (touched, replaced)] == ["same", "changed"]
     assert state_of(msgspec.structs.replace(touched, sha256=other), folder) == "changed"
-    assert output_is_there(msgspec.structs.replace(marker, output_sha256=other), target)
+    assert output_is_right(msgspec.structs.replace(marker, output_sha256=other), target, read_again=False)
     os.utime(target / marker.output)
-    assert output_is_there(marker, target)
-    assert not output_is_there(msgspec.structs.replace(marker, output_sha256=other), target)
+    assert output_is_right(marker, target, read_again=False)
+    assert not output_is_right(msgspec.structs.replace(marker, output_sha256=other), target, read_again=False)
     # Of a manifest that does not say which files they were everything is read.
     older = msgspec.structs.replace(untouched, inode=0, mtime_ns=0, sha256=other)
     assert state_of(older, folder) == "changed"

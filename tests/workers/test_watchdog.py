@@ -214,7 +214,7 @@ def test_account_agrees_with_the_kernels_for_a_known_load(driver: Driver, tmp_pa
 SWELLS = "b'x' * (150 << 20); print('swollen', flush=True); input()"
 
 
-def test_what_a_process_was_between_two_samples_is_seen_also_the_second_time(driver: Driver) -> None:
+def test_what_a_process_was_between_two_samples_is_seen_also_the_second_time() -> None:
     """The kernel's account of children, which the slot gives, grows only with the largest of all time."""
     with subprocess.Popen([PYTHON, "-c", "input()"], stdin=subprocess.PIPE) as parent:
         sampler = TreeSampler(parent.pid, 0.0)
